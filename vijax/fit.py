@@ -1,0 +1,229 @@
+"""`fit`: the optimisation loop. The host's part: chunks, progress, callbacks, interruption, bad numbers."""
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm.auto import tqdm
+
+from vijax import rowwise
+from vijax.loop import Carry, Program, current_params, run_chunk, start, step_key, take_batch
+from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
+
+
+class History(NamedTuple):
+    """What was recorded, every `record_every`-th step."""
+
+    step: np.ndarray  # [T] int
+    loss: np.ndarray  # [T] minus the estimated bound on the whole data set, nats
+
+
+class Progress(NamedTuple):
+    """What a callback sees, between chunks."""
+
+    step: int
+    params: Params
+    history: History
+    seconds: float  # since fit was called
+
+
+class FitResult(NamedTuple):
+    """`params` are ready for use; `carry` is for `resume=`."""
+
+    params: Params
+    opt_state: PyTree
+    state: PyTree
+    history: History
+    num_steps: int  # steps taken in all, earlier calls that this one resumed included
+    num_skipped: int  # steps whose non-finite gradient was not applied
+    interrupted: bool  # by Ctrl-C or a callback
+    carry: Carry
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or infinite gradient. `result` holds the state before the bad step."""
+
+    def __init__(self, message: str, result: FitResult):
+        super().__init__(message)
+        self.result = result
+
+
+def fit(
+    key: Key,
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    data: PyTree | Iterator[Batch],
+    *,
+    num_steps: int,
+    batch_size: int | None = None,
+    row_optimizer: rowwise.RowOptimizer | None = None,
+    local_steps: int = 1,
+    record_every: int = 10,
+    chunk_size: int = 100,
+    skip_nonfinite: bool = False,
+    progress: bool = False,
+    callbacks: Sequence[Callable[[Progress], Any]] = (),
+    resume: FitResult | None = None,
+) -> FitResult:
+    """Minimise the estimator's loss for `num_steps` steps, `chunk_size` of them per compiled call.
+
+    Compiled once per (estimator, optimizer, shapes): keep those two objects to call again without recompiling. A run of n
+    steps resumed for m more equals a run of n + m, bit for bit: a step's noise and batch are functions of (key, step).
+
+    Args:
+      optimizer: any optax transformation of `Params`; `optax.partition({...}, Params("theta", "phi", "control"))` for
+        different ones.
+      params: from `estimator.init_params(key)`, or your own; never modified.
+      data: leaves [N, ...], or an iterator of `Batch`es of one size.
+      batch_size: rows drawn without replacement for every step; None for the full data set.
+      row_optimizer: for tables of phi_i (`guides.per_datapoint`): `rowwise.adam(rate)` for dense Adam's result; default
+        `rowwise.lazy(optimizer)`.
+      local_steps: updates of the batch's phi_i per step; the last one also updates everything else (stochastic VI's inner
+        loop, Hoffman et al. 2013).
+      record_every: the loss is computed at every so many steps; every step costs up to 2x (the likelihood's value).
+      skip_nonfinite: drop and count steps with a non-finite gradient; otherwise they raise.
+      callbacks: called between chunks; a true return value stops the run.
+      resume: a former result to continue; `params` is then ignored.
+
+    Raises:
+      NonFiniteError: names step, leaf and rows; its `result` is the last good state.
+    """
+    outside = isinstance(data, Iterator)
+    _check(estimator, data, batch_size, num_steps, record_every, chunk_size, local_steps, outside)
+    row_optimizer = rowwise.lazy(optimizer) if row_optimizer is None else row_optimizer
+    program = Program(
+        estimator, optimizer, row_optimizer, None if outside else batch_size, outside, record_every, chunk_size, local_steps,
+        skip_nonfinite,
+    )  # fmt: skip
+    carry = start(key, params, program=program) if resume is None else jax.tree.map(jnp.copy, resume.carry)
+    begin = 0 if resume is None else resume.num_steps
+    history = History(np.zeros(0, int), np.zeros(0)) if resume is None else resume.history
+    bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
+    done, stop, began = 0, False, time.perf_counter()
+    with _interruptible() as interrupted, bar:
+        while done < num_steps and not stop:
+            size = min(chunk_size, num_steps - done)
+            chunk, size = _next_batches(data, size, chunk_size) if outside else (data, size)
+            if size == 0:
+                break
+            carry, losses = run_chunk(key, carry, chunk, np.int32(size), program=program)
+            history = _extend(history, begin + done, np.asarray(losses), size, record_every)
+            bad_step = int(carry.bad_step)
+            if bad_step >= 0 and not skip_nonfinite:
+                good = carry._replace(step=jnp.int32(bad_step), bad_step=jnp.int32(-1), num_skipped=carry.num_skipped * 0)
+                kept = History(*(values[history.step < bad_step] for values in history))
+                result = _result(good, program, kept, bad_step, stopped=True)
+                raise NonFiniteError(_diagnose(key, good, chunk, begin + done, program), result)
+            done += size
+            bar.update(size)
+            bar.set_postfix_str(f"bound/datum {-history.loss[-1] / estimator.num_data:.4g}")
+            stop = bool(interrupted)
+            if callbacks:
+                seen = Progress(begin + done, current_params(carry, program=program), history, time.perf_counter() - began)
+                stop = any([bool(callback(seen)) for callback in callbacks]) or stop
+    return _result(carry, program, history, begin + done, stopped=stop)
+
+
+def _result(carry: Carry, program: Program, history: History, num_steps: int, *, stopped: bool) -> FitResult:
+    params = current_params(carry, program=program)
+    opt_state = {"optimizer": carry.opt_state, "rows": carry.row_state}
+    return FitResult(params, opt_state, carry.state, history, num_steps, int(carry.num_skipped), stopped, carry)
+
+
+def _extend(history: History, first: int, losses: np.ndarray, size: int, every: int) -> History:
+    steps = first + np.arange(0, size, every)
+    return History(np.concatenate([history.step, steps]), np.concatenate([history.loss, losses[: len(steps)]]))
+
+
+def _next_batches(data: Iterator[Batch], size: int, chunk_size: int) -> tuple[PyTree, int]:
+    """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not recompile."""
+    batches = list(itertools.islice(data, size))
+    shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(f"the iterator yields batches of different shapes, {sorted(shapes)}: cut or pad them to one size.")
+    if not batches:
+        return (), 0
+    padded = batches + [batches[-1]] * (chunk_size - len(batches))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), len(batches)
+
+
+def _diagnose(key: Key, carry: Carry, data: PyTree, first: int, program: Program) -> str:
+    """Which leaves and which rows went wrong, by taking the bad step's estimate again, then one datum at a time."""
+    estimator, step = program.estimator, int(carry.step)
+    params = current_params(carry, program=program)
+    batch = take_batch(key, carry.step, data, jnp.int32(first), program)
+    noise = step_key(key, carry.step * program.local_steps)
+    estimate = jax.jit(lambda p, b: estimator.estimate(noise, p, carry.state, b)[0])
+    grads = estimate(params, batch).grads
+    leaves = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if not jnp.all(jnp.isfinite(leaf))
+    ]
+
+    def one(row: Array) -> Array:
+        single = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1), batch)
+        result = estimator.estimate(noise, params, carry.state, single)[0]
+        return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((result.loss, result.grads))]))
+
+    try:
+        fine = np.asarray(jax.jit(lambda: jax.lax.map(one, jnp.arange(batch.index.shape[0])))())
+        rows = np.asarray(batch.index)[~fine].tolist()
+    except ValueError:  # an objective that refuses minibatches has no single rows to blame
+        rows = []
+    where = f"rows {rows[:10]}{' ...' if len(rows) > 10 else ''} of the data" if rows else "no single row: the whole batch"
+    return (
+        f"non-finite gradient at step {step} in {', '.join(leaves) or 'a local step'}, from {where}. The state before that step "
+        "is in this error's `result`. Look at those rows and at scales near 0; skip_nonfinite=True drops such steps and counts them."
+    )
+
+
+@contextmanager
+def _interruptible():
+    """Yields a list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once. Main thread only."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number, frame):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _check(estimator, data, batch_size, num_steps, record_every, chunk_size, local_steps, outside) -> None:
+    for name, value in (("num_steps", num_steps), ("record_every", record_every), ("chunk_size", chunk_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"fit: {name}={value!r} must be an int of at least 1.")
+    if not isinstance(local_steps, int) or local_steps < 1:
+        raise ValueError(f"fit: local_steps={local_steps!r} must be an int of at least 1.")
+    if chunk_size % record_every and chunk_size > record_every:
+        raise ValueError(f"fit: chunk_size={chunk_size} must be a multiple of record_every={record_every}.")
+    if outside:
+        if batch_size is not None:
+            raise ValueError("fit: data is an iterator, which brings its own batches; leave batch_size out.")
+        return
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    if sizes != {(estimator.num_data,)}:
+        raise ValueError(
+            f"fit: the estimator was built for num_data={estimator.num_data}, but the leaves of data have leading sizes "
+            f"{sorted(sizes)}. Pass the whole data set here; minibatches are drawn from it by batch_size."
+        )
+    if batch_size is not None and not 1 <= batch_size <= estimator.num_data:
+        raise ValueError(f"fit: batch_size={batch_size} must lie between 1 and num_data={estimator.num_data}.")

@@ -1,0 +1,77 @@
+"""How a model is put together: global latents, local latents, or both."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from vijax.types import Key, Model, Prior, PyTree, Scalar
+
+
+def latent_model(
+    init: Callable[[Key], PyTree],
+    log_joint: Callable[[PyTree, PyTree, PyTree], Scalar],
+    *,
+    prior: Prior | None = None,
+    simulate: Callable[..., Any] | None = None,
+    log_evidence: Callable[..., Scalar] | None = None,
+    posterior: Callable[..., PyTree] | None = None,
+) -> Model:
+    """A model with one local latent z_i per datum: log p(x_i, z_i | theta) = log_joint(theta, z, x), one datum, one sample.
+
+    Args:
+      init: key -> theta (`()` if nothing is learned).    prior: p(z | theta) as a family, `locate(theta)`.
+      simulate: (key, theta, num_data) -> (z, x).    log_evidence: (theta, x) -> exact log p(x_i) of one datum.
+      posterior: (theta, x) -> lam of the exact p(z_i | x_i).
+    """
+
+    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
+        return log_joint(theta, z, x)
+
+    local_prior = None if prior is None else Prior(prior.family, lambda theta, w: prior.locate(theta))
+    return Model(init, _no_prior, log_local, ("z",), None, local_prior, simulate, log_evidence, posterior)
+
+
+def bayes_model(
+    log_prior: Callable[[PyTree, PyTree], Scalar],
+    log_lik: Callable[[PyTree, PyTree, PyTree], Scalar],
+    *,
+    init: Callable[[Key], PyTree] = lambda key: (),
+    prior: Prior | None = None,
+    simulate: Callable[..., Any] | None = None,
+    log_evidence: Callable[..., Scalar] | None = None,
+    posterior: Callable[..., PyTree] | None = None,
+) -> Model:
+    """A model with one global latent w: log p(w | theta) = log_prior(theta, w), log p(x_i | w) = log_lik(theta, w, x).
+
+    Args:
+      prior: p(w | theta) as a family.    log_evidence, posterior: of the whole data set, x leaves [N, ...].
+    """
+
+    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
+        return log_lik(theta, w, x)
+
+    return Model(init, log_prior, log_local, ("w",), prior, None, simulate, log_evidence, posterior)
+
+
+def hierarchical_model(
+    log_prior: Callable[[PyTree, PyTree], Scalar],
+    log_local: Callable[[PyTree, PyTree, PyTree, PyTree], Scalar],
+    *,
+    init: Callable[[Key], PyTree] = lambda key: (),
+    prior_w: Prior | None = None,
+    prior_z: Prior | None = None,
+    simulate: Callable[..., Any] | None = None,
+    log_evidence: Callable[..., Scalar] | None = None,
+    posterior: Callable[..., PyTree] | None = None,
+) -> Model:
+    """A model with both: log p(w | theta) and log p(z_i, x_i | w, theta) = log_local(theta, w, z, x).
+
+    Args:
+      prior_z: p(z | w, theta) as a family, `locate(theta, w)`.    log_evidence, posterior: of the whole data set.
+    """
+    return Model(init, log_prior, log_local, ("w", "z"), prior_w, prior_z, simulate, log_evidence, posterior)
+
+
+def _no_prior(theta: PyTree, w: PyTree) -> Scalar:
+    return jnp.zeros(())

@@ -1,0 +1,119 @@
+"""What all rules share: the legality check, drawing K samples, evaluating the integrand, carrying a given gradient."""
+
+from collections.abc import Callable
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from vijax.objectives import is_linear
+from vijax.types import Array, Aux, Family, Integrand, Key, Objective, PyTree, Requirements, Rule, Sample, Scalar, Surrogate
+
+MAX_SUPPORT = 2**16
+
+
+def rule(
+    name: str,
+    requires: Requirements,
+    surrogate: Callable[..., tuple[Scalar, Aux]],
+    *,
+    check: Callable[..., None] | None = None,
+    init: Callable[[Key], PyTree] = lambda key: (),
+    init_state: Callable[[], PyTree] = lambda: (),
+    update: Callable[[PyTree, PyTree], PyTree] = lambda state, stats: state,
+) -> Rule:
+    """A `Rule` from its surrogate, which is checked for legality wherever it is traced, bare use included.
+
+    Args:
+      check: (family, objective, num_samples, prior family or None); default: what `requires` says.
+    """
+
+    def default_check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
+        check_requirements(name, requires, family, objective, num_samples, prior)
+
+    legal = default_check if check is None else check
+
+    def checked(key, family, lam, integrand, *, objective, num_samples=1, control=(), state=(), x=None, prior=None):
+        legal(family, objective, num_samples, None if prior is None else family)
+        return surrogate(
+            key, family, lam, integrand, objective=objective, num_samples=num_samples, control=control, state=state, x=x,
+            prior=prior,
+        )  # fmt: skip
+
+    return Rule(name, requires, cast(Surrogate, checked), legal, init, init_state, update)
+
+
+def check_requirements(
+    name: str, requires: Requirements, family: Family, objective: Objective, num_samples: int, prior: Family | None
+) -> None:
+    """Refuse a (rule, family, objective, K) that would be silently wrong: what, why, what to write instead."""
+
+    def refuse(problem: str) -> None:
+        advice = f" {requires.advice}" if requires.advice else ""
+        raise ValueError(f"{name} on {family.name}: {problem}{advice}")
+
+    if not isinstance(num_samples, int) or num_samples < 1:
+        refuse(f"num_samples={num_samples!r} must be an int of at least 1.")
+    if not family.fixed_support:
+        refuse(
+            "its support moves with its parameters (fixed_support=False), so the derivative of an expectation has a boundary "
+            "term that no rule here carries. Use a family on a fixed support and transform inside the log-joint."
+        )
+    if requires.reparameterized and not all(jax.tree.leaves(family.reparameterized)):
+        blocks = "" if family.blocks is None else f" in blocks {family.reparameterized}"
+        refuse(
+            f"it has no differentiable sampler (reparameterized=False{blocks}), so the path from q's parameters through z "
+            "would silently carry a zero gradient."
+        )
+    if requires.finite_support and (family.support_size is None or family.support_size > MAX_SUPPORT):
+        refuse(f"its support has {family.support_size or 'infinitely many'} points; at most {MAX_SUPPORT} can be summed.")
+    if requires.linear_objective and not is_linear(objective):
+        refuse("the objective is not linear in the log-weights, so this rule would estimate the gradient of another bound.")
+    if num_samples < requires.min_samples:
+        refuse(f"num_samples={num_samples}, but it needs at least {requires.min_samples}.")
+    if requires.entropy and family.entropy is None:
+        refuse("the family has no closed-form entropy.")
+    if requires.kl and family.kl is None:
+        refuse("the family has no closed-form KL divergence.")
+    if requires.kl and prior is None:
+        refuse("the model states no prior for this latent as a family (Model.prior_w / prior_z), so KL(q || prior) is unknown.")
+    if requires.kl and prior is not None and prior.name != family.name:
+        refuse(f"the prior is {prior.name}, another family, so KL(q || prior) has no closed form here.")
+
+
+def draw(key: Key, family: Family, lam: PyTree, num_samples: int) -> Sample:
+    """K samples, leaves [K, ...]. Every sampling rule draws by this, so one key means one set of samples for all.
+
+    `log_q` is the total one: z and q's parameters both carry derivatives.
+    """
+    noise_key, inner_key = jax.random.split(key)
+    z, log_q = jax.vmap(family.transport, in_axes=(None, 0))(lam, family.noise(noise_key, num_samples))
+    return Sample(z, log_q, jax.random.split(inner_key, num_samples))
+
+
+def evaluate(integrand: Integrand, samples: Sample) -> tuple[Array, PyTree]:
+    """The integrand at K samples: (values [K], its aux with leaves [K, ...])."""
+
+    def pair(sample: Sample) -> tuple[Scalar, PyTree]:
+        value = integrand(sample)
+        return value if isinstance(value, tuple) else (value, ())
+
+    return jax.vmap(pair)(samples)
+
+
+def mean_aux(aux: PyTree) -> PyTree:
+    """Average the integrand's aux over its leading axis of K samples; no derivative flows through it."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(jnp.mean(leaf, axis=0)), aux)
+
+
+def from_gradient(value: Scalar, wrt: PyTree, gradient: PyTree) -> Scalar:
+    """The scalar with this value and, with respect to `wrt`, exactly this gradient added: for rules given as formulas."""
+    terms = jax.tree.map(
+        lambda leaf, g: jnp.sum(jax.lax.stop_gradient(g) * (leaf - jax.lax.stop_gradient(leaf))), wrt, gradient
+    )
+    return value + sum(jax.tree.leaves(terms))
+
+
+def no_aux(samples_aux: PyTree) -> Aux:
+    """Aux of a rule without statistics of its own."""
+    return Aux((), mean_aux(samples_aux))

@@ -1,0 +1,184 @@
+"""The types that everyone passes to everyone: NamedTuples of arrays or of pure functions. Nothing here computes.
+
+Shapes use N data, B batch, K samples per datum, D latent dimension, P observed dimension; densities are in nats.
+Models, families and rules speak of ONE datum and ONE sample; `vmap` happens in `vijax.estimators` and above.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+Scalar = jax.Array
+PyTree = Any
+
+
+class Params(NamedTuple):
+    """Everything that is learned. `()` where there is nothing."""
+
+    theta: PyTree  # the model's parameters
+    phi: PyTree  # variational parameters as stored: one set, a table with one row per datum, or encoder weights
+    control: PyTree  # learned control variates and baselines
+
+
+class Batch(NamedTuple):
+    """A minibatch."""
+
+    x: PyTree  # leaves [B, ...]
+    index: Array  # [B] rows in the data set; a datum's noise is keyed by its row, so it follows the datum
+
+
+class Sample(NamedTuple):
+    """What a rule hands to an integrand: one draw from q."""
+
+    z: PyTree  # the latent
+    log_q: Scalar  # [] log q(z), with the dependence on q's parameters that the rule wants
+    key: Key  # fresh randomness for anything nested inside the integrand
+
+
+Integrand = Callable[[Sample], Any]
+"""`integrand(sample) -> []`, or `([], aux)`. Usually `log_joint(sample.z) - sample.log_q`; for a plain expectation
+E_q[f], `f(sample.z)`. It must be affine in `sample.log_q` with a constant slope (-1, 0, ...)."""
+
+Objective = Callable[[Array], Scalar]
+"""A symmetric function of the log-weights, `log_w [K] -> []`, in nats. It goes up."""
+
+
+class Family(NamedTuple):
+    """A parametric family q(z; lam) for one latent. Capabilities that a family lacks are None.
+
+    Build one with `families.family(...)`, which fills the gaps from `sample` and `log_prob`.
+    """
+
+    name: str  # with its sizes, such as "diag_normal(3)": equal names mean equal families
+    init: Callable[[Key], PyTree]  # -> lam
+    sample: Callable[[Key, PyTree], PyTree]  # (key, lam) -> z
+    log_prob: Callable[[PyTree, PyTree], Scalar]  # (lam, z) -> []
+    noise: Callable[[Key, int], PyTree]  # (key, K) -> leaves [K, ...], whatever lam is
+    transport: Callable[[PyTree, PyTree], tuple[PyTree, Scalar]]  # (lam, noise of one sample) -> (z, log q(z))
+    reparameterized: PyTree  # bool, or a dict of them per block: is `transport` differentiable in lam?
+    fixed_support: bool  # False if the support moves with lam
+    entropy: Callable[[PyTree], Scalar] | None  # lam -> [] nats, exact
+    kl: Callable[[PyTree, PyTree], Scalar] | None  # (lam, lam2) -> [] nats, KL(q(lam) || q(lam2)), exact
+    support: Callable[[], PyTree] | None  # () -> every value of z, leaves [S, ...], if they are finitely many
+    support_size: int | None  # S
+    logits: Callable[[PyTree], Array] | None  # lam -> logits, for Bernoulli and categorical blocks
+    blocks: Mapping[str, "Family"] | None  # the parts of a product
+
+
+class Prior(NamedTuple):
+    """The prior of a latent as a member of a family: what closed-form KL needs."""
+
+    family: Family
+    locate: Callable[..., PyTree]  # (theta) -> lam for a global latent; (theta, w) -> lam for a local one
+
+
+class Model(NamedTuple):
+    """A probabilistic model p(w) prod_i p(z_i, x_i | w). Build one with `models.latent_model`, `bayes_model` or `model`."""
+
+    init: Callable[[Key], PyTree]  # -> theta
+    log_prior: Callable[[PyTree, PyTree], Scalar]  # (theta, w) -> [] log p(w | theta)
+    log_local: Callable[[PyTree, PyTree, PyTree, PyTree], Scalar]  # (theta, w, z, x) -> [] log p(z, x | w, theta)
+    latents: tuple[str, ...]  # which of "w" (global) and "z" (local, one per datum) there are
+    prior_w: Prior | None = None
+    prior_z: Prior | None = None
+    simulate: Callable[..., Any] | None = None  # (key, theta, num_data) -> (latents, x), x leaves [num_data, ...]
+    log_evidence: Callable[..., Scalar] | None = None  # (theta, x) -> [], exact: per datum if only "z", else of all data
+    posterior: Callable[..., PyTree] | None = None  # (theta, x) -> exact lam, per datum if only "z", else of all data
+
+
+class Guide(NamedTuple):
+    """Where q's parameters come from. `()` and None where a latent is absent."""
+
+    init: Callable[[Key], PyTree]  # -> phi
+    family_w: Family | None  # q(w), global
+    family_z: Family | None  # q(z_i | x_i), local
+    locate_w: Callable[[PyTree], PyTree]  # phi -> lam of w
+    locate_z: Callable[[PyTree, PyTree], PyTree]  # (phi with tables replaced by their row i, x_i) -> lam of z_i
+    tables: Callable[[PyTree], PyTree]  # phi -> bool per leaf: does it have one row per datum?
+    num_data: int | None  # rows of the tables
+
+
+class Requirements(NamedTuple):
+    """What a rule needs, checked when an estimator is built, and what it promises."""
+
+    reparameterized: bool = False  # a differentiable sampler for every block
+    finite_support: bool = False
+    linear_objective: bool = False
+    entropy: bool = False
+    kl: bool = False
+    min_samples: int = 1
+    draws: bool = True  # does num_samples mean anything to it?
+    samplewise: bool = False  # its derivative is the chain rule through each sample: may sit inside a non-linear objective
+    advice: str = ""  # what to write instead, completing an error message
+
+
+class Aux(NamedTuple):
+    """What a surrogate returns beside its value."""
+
+    stats: PyTree  # statistics for the rule's own `update`
+    inner: PyTree  # the integrand's own aux, averaged over the samples
+
+
+class Surrogate(Protocol):
+    """A scalar whose value estimates the objective (nats, goes up) and whose derivative is the gradient estimator."""
+
+    def __call__(
+        self,
+        key: Key,
+        family: Family,
+        lam: PyTree,
+        integrand: Integrand,
+        *,
+        objective: Objective,
+        num_samples: Any,
+        control: PyTree = (),
+        state: PyTree = (),
+        x: PyTree = None,
+        prior: PyTree = None,
+    ) -> tuple[Scalar, Aux]:
+        """Differentiate the result with respect to anything upstream: lam, theta, outer latents, `control`.
+
+        Args:
+          key: consumed.    family, lam: q and its parameters for one datum.    integrand: see `Integrand`.
+          objective: log_w [K] -> [].    num_samples: K.    control, state: from `Rule.init`, `Rule.init_state`.
+          x: the datum, for input-dependent baselines.    prior: lam of the prior, for closed-form KL.
+        """
+        ...
+
+
+class Rule(NamedTuple):
+    """How one expectation is differentiated."""
+
+    name: str
+    requires: Requirements
+    surrogate: Surrogate
+    check: Callable[..., None]  # (family, objective, num_samples, prior) raises ValueError if silently wrong
+    init: Callable[[Key], PyTree]  # -> control
+    init_state: Callable[[], PyTree]  # -> state
+    update: Callable[[PyTree, PyTree], PyTree]  # (state, stats) -> state, after the state was used
+
+
+class Estimate(NamedTuple):
+    """One stochastic estimate. `loss` is minus the bound on the whole data set, in nats; loss and grads go down."""
+
+    loss: Scalar
+    grads: Params
+    aux: PyTree
+
+
+class Estimator(NamedTuple):
+    """Two pure functions, `init` and `estimate`, are all that fit, lab and checkpoints see.
+
+    `estimate_rows` is `estimate` for params in which every table holds only the batch's rows [B, ...]; its cost does not
+    depend on N. `tables` says which leaves those are.
+    """
+
+    init_params: Callable[[Key], Params]
+    init: Callable[[Key, Params], PyTree]  # -> state (running means; () if there are none)
+    estimate: Callable[[Key, Params, PyTree, Batch], tuple[Estimate, PyTree]]
+    estimate_rows: Callable[[Key, Params, PyTree, Batch], tuple[Estimate, PyTree]]
+    tables: Callable[[Params], Params]  # -> bool per leaf
+    num_data: int
