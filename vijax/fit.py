@@ -182,8 +182,9 @@ def _diagnose(key: Key, carry: Carry, data: PyTree, first: int, program: Program
         rows = []
     where = f"rows {rows[:10]}{' ...' if len(rows) > 10 else ''} of the data" if rows else "no single row: the whole batch"
     return (
-        f"non-finite gradient at step {step} in {', '.join(leaves) or 'a local step'}, from {where}. The state before that step "
-        "is in this error's `result`. Look at those rows and at scales near 0; skip_nonfinite=True drops such steps and counts them."
+        f"non-finite gradient at step {step} in {', '.join(leaves) or 'a local step'}, from {where}. The state before that "
+        "step is in this error's `result`. Look at those rows and at scales near 0; skip_nonfinite=True drops such steps and "
+        "counts them."
     )
 
 

@@ -25,7 +25,7 @@ def shared(family: Family, *, init: Callable[[Key], PyTree] | None = None) -> Gu
         family_z=None,
         locate_w=lambda phi: phi,
         locate_z=_no_local,
-        tables=_all(False),
+        tables=_all(value=False),
         num_data=None,
     )
 
@@ -47,7 +47,7 @@ def per_datapoint(family: Family, num_data: int, *, init: Callable[[Key], PyTree
         family_z=family,
         locate_w=_no_global,
         locate_z=lambda phi_i, x: phi_i,
-        tables=_all(True),
+        tables=_all(value=True),
         num_data=num_data,
     )
 
@@ -87,7 +87,7 @@ def amortized(family: Family, encoder: Any, *, x: PyTree = None) -> Guide:
         family_z=family,
         locate_w=_no_global,
         locate_z=lambda phi, x: fill(network.apply(phi, x)),
-        tables=_all(False),
+        tables=_all(value=False),
         num_data=None,
     )
 
@@ -115,7 +115,7 @@ def hierarchical(*, w: Guide, z: Guide) -> Guide:
     )
 
 
-def _all(value: bool) -> Callable[[PyTree], PyTree]:  # noqa: FBT001
+def _all(*, value: bool) -> Callable[[PyTree], PyTree]:
     return lambda phi: jax.tree.map(lambda leaf: value, phi)
 
 
