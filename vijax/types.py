@@ -64,7 +64,8 @@ class Family(NamedTuple):
     kl: Callable[[PyTree, PyTree], Scalar] | None  # (lam, lam2) -> [] nats, KL(q(lam) || q(lam2)), exact
     support: Callable[[], PyTree] | None  # () -> every value of z, leaves [S, ...], if they are finitely many
     support_size: int | None  # S
-    logits: Callable[[PyTree], Array] | None  # lam -> logits, for Bernoulli and categorical blocks
+    bernoulli_logits: Callable[[PyTree], Array] | None  # lam -> logits [D], if z is in {0, 1}^D, independent
+    categorical_logits: Callable[[PyTree], Array] | None  # lam -> logits [..., C], if z is one-hot over its last axis
     blocks: Mapping[str, "Family"] | None  # the parts of a product
 
 
@@ -105,6 +106,8 @@ class Requirements(NamedTuple):
     """What a rule needs, checked when an estimator is built, and what it promises."""
 
     reparameterized: bool = False  # a differentiable sampler for every block
+    bernoulli: bool = False  # independent Bernoulli z with logits
+    categorical: bool = False  # one-hot categorical z with logits
     finite_support: bool = False
     linear_objective: bool = False
     entropy: bool = False
@@ -112,6 +115,10 @@ class Requirements(NamedTuple):
     min_samples: int = 1
     draws: bool = True  # does num_samples mean anything to it?
     samplewise: bool = False  # its derivative is the chain rule through each sample: may sit inside a non-linear objective
+    differentiates_z: bool = False  # takes the integrand's derivative in z, at relaxed values where z is discrete
+    unbiased: bool = True  # for the gradient of E[objective(log_w)] in q's parameters
+    evaluations: str = "K"  # of the integrand, per datum; K samples, D dimensions, C classes, S support points
+    paper: str = ""
     advice: str = ""  # what to write instead, completing an error message
 
 

@@ -23,7 +23,8 @@ def family(
     kl: Callable[[PyTree, PyTree], Scalar] | None = None,
     support: Callable[[], PyTree] | None = None,
     support_size: int | None = None,
-    logits: Callable[[PyTree], Array] | None = None,
+    bernoulli_logits: Callable[[PyTree], Array] | None = None,
+    categorical_logits: Callable[[PyTree], Array] | None = None,
     blocks: dict[str, Family] | None = None,
 ) -> Family:
     """A `Family` from `init`, `log_prob` and either `sample` or the pair (`noise`, `transport`).
@@ -65,7 +66,7 @@ def family(
         reparameterized = FrozenDict(reparameterized)
     return Family(
         name, init, sample, log_prob, noise, transport, reparameterized, fixed_support, entropy, kl, support,
-        support_size, logits, None if blocks is None else FrozenDict(blocks),
+        support_size, bernoulli_logits, categorical_logits, None if blocks is None else FrozenDict(blocks),
     )  # fmt: skip
 
 

@@ -46,40 +46,46 @@ def bernoulli(dim: int) -> Family:
 
     return family(
         f"bernoulli({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, entropy=entropy, kl=kl,
-        support=support, support_size=2**dim, logits=lambda lam: lam["logits"],
+        support=support, support_size=2**dim, bernoulli_logits=lambda lam: lam["logits"],
     )  # fmt: skip
 
 
-def categorical(num_classes: int) -> Family:
-    """One categorical variable, z a one-hot vector of floats.
+def categorical(num_classes: int, num_sites: int | None = None) -> Family:
+    """Categorical variables as one-hot vectors of floats: one, z [C], or `num_sites` independent ones, z [D, C].
 
-    lam: `logits` [C], up to a constant. z: [C]. The support has C points. For several, use `product`.
+    lam: `logits` of z's shape, up to a constant per site. The support has C (C^D) points.
     """
-    if num_classes < 2:
-        raise ValueError(f"categorical(num_classes={num_classes}): at least 2 classes are needed.")
+    if num_classes < 2 or (num_sites is not None and num_sites < 1):
+        raise ValueError(f"categorical({num_classes}, num_sites={num_sites}): at least 2 classes and 1 site are needed.")
+    shape = (num_classes,) if num_sites is None else (num_sites, num_classes)
 
     def init(key: Key) -> PyTree:
-        return {"logits": 0.01 * jax.random.normal(key, (num_classes,))}
+        return {"logits": 0.01 * jax.random.normal(key, shape)}
 
     def noise(key: Key, num_samples: int) -> Array:
-        return jax.random.gumbel(key, (num_samples, num_classes))
+        return jax.random.gumbel(key, (num_samples, *shape))
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
-        chex.assert_shape(z, (num_classes,))
-        return densities.categorical(z, lam["logits"])
+        chex.assert_shape(z, shape)
+        return jnp.sum(densities.categorical(z, lam["logits"]))
 
     def transport(lam: PyTree, noise: Array) -> tuple[Array, Scalar]:
-        z = jax.nn.one_hot(jnp.argmax(lam["logits"] + noise), num_classes, dtype=noise.dtype)
+        z = jax.nn.one_hot(jnp.argmax(lam["logits"] + noise, axis=-1), num_classes, dtype=noise.dtype)
         return z, log_prob(lam, z)
 
     def entropy(lam: PyTree) -> Scalar:
-        return -densities.categorical(jax.nn.softmax(lam["logits"]), lam["logits"])
+        return -jnp.sum(densities.categorical(jax.nn.softmax(lam["logits"]), lam["logits"]))
 
     def kl(lam: PyTree, lam2: PyTree) -> Scalar:
         probs = jax.nn.softmax(lam["logits"])
-        return densities.categorical(probs, lam["logits"]) - densities.categorical(probs, lam2["logits"])
+        return jnp.sum(densities.categorical(probs, lam["logits"]) - densities.categorical(probs, lam2["logits"]))
 
+    def support() -> Array:
+        classes = np.array(list(itertools.product(range(num_classes), repeat=num_sites or 1)))  # [S, D]
+        return jax.nn.one_hot(classes, num_classes, dtype=jnp.result_type(float)).reshape(-1, *shape)
+
+    sizes = f"{num_classes}" if num_sites is None else f"{num_classes}, num_sites={num_sites}"
     return family(
-        f"categorical({num_classes})", init=init, log_prob=log_prob, noise=noise, transport=transport, entropy=entropy,
-        kl=kl, support=lambda: jnp.eye(num_classes), support_size=num_classes, logits=lambda lam: lam["logits"],
+        f"categorical({sizes})", init=init, log_prob=log_prob, noise=noise, transport=transport, entropy=entropy, kl=kl,
+        support=support, support_size=num_classes ** (num_sites or 1), categorical_logits=lambda lam: lam["logits"],
     )  # fmt: skip

@@ -4,7 +4,7 @@
 estimate and whose derivative is the gradient estimator; use it bare under `jax.grad`, or let `vijax.estimator` bind it.
 """
 
-from vijax.rules.base import draw, evaluate, from_gradient, mean_aux, rule
+from vijax.rules.base import draw, evaluate, evaluate_at, from_gradient, mean_aux, rule
 from vijax.rules.closed_form import closed_form_entropy, closed_form_kl
 from vijax.rules.doubly_reparameterized import doubly_reparameterized
 from vijax.rules.enumerated import enumerated
@@ -21,6 +21,7 @@ __all__ = [
     "draw",
     "enumerated",
     "evaluate",
+    "evaluate_at",
     "from_gradient",
     "mean_aux",
     "mixed",

@@ -65,6 +65,10 @@ def check_requirements(
             f"it has no differentiable sampler (reparameterized=False{blocks}), so the path from q's parameters through z "
             "would silently carry a zero gradient."
         )
+    if requires.bernoulli and family.bernoulli_logits is None:
+        refuse("it is not a vector of independent Bernoulli variables with logits, for which this rule's formula holds.")
+    if requires.categorical and family.categorical_logits is None:
+        refuse("it is not a vector of one-hot categorical variables with logits, for which this rule's formula holds.")
     if requires.finite_support and (family.support_size is None or family.support_size > MAX_SUPPORT):
         refuse(f"its support has {family.support_size or 'infinitely many'} points; at most {MAX_SUPPORT} can be summed.")
     if requires.linear_objective and not is_linear(objective):
@@ -99,6 +103,12 @@ def evaluate(integrand: Integrand, samples: Sample) -> tuple[Array, PyTree]:
         return value if isinstance(value, tuple) else (value, ())
 
     return jax.vmap(pair)(samples)
+
+
+def evaluate_at(integrand: Integrand, family: Family, lam: PyTree, z: PyTree, key: Key) -> tuple[Array, PyTree]:
+    """The integrand at given z, leaves [M, ...], with q's parameters stopped: for rules given as formulas in its values."""
+    log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(jax.lax.stop_gradient(lam), z)
+    return evaluate(integrand, Sample(z, log_q, jax.random.split(key, log_q.shape[0])))
 
 
 def mean_aux(aux: PyTree) -> PyTree:

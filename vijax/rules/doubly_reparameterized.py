@@ -35,7 +35,13 @@ def doubly_reparameterized() -> Rule:
         return objective(log_w), no_aux(aux)
 
     advice = 'Write score() or, for few states, enumerated() for that block, as in rules={"c": score(), "z": pathwise()}.'
-    return rule("doubly_reparameterized()", Requirements(reparameterized=True, advice=advice), surrogate)
+    return rule(
+        "doubly_reparameterized()",
+        Requirements(
+            paper="Roeder et al. 2017; Tucker et al. 2019", differentiates_z=True, reparameterized=True, advice=advice
+        ),
+        surrogate,
+    )
 
 
 def path_factor(objective: Objective, log_w: Array) -> Array:

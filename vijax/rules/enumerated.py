@@ -27,5 +27,7 @@ def enumerated() -> Rule:
         return jnp.vdot(probs, values), Aux((), averaged)
 
     advice = "Write score() instead."
-    requires = Requirements(finite_support=True, linear_objective=True, draws=False, advice=advice)
+    requires = Requirements(
+        paper="exact", evaluations="S", finite_support=True, linear_objective=True, draws=False, advice=advice
+    )
     return rule("enumerated()", requires, surrogate)

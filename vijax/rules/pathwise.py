@@ -18,4 +18,14 @@ def pathwise() -> Rule:
         return objective(log_w), no_aux(aux)
 
     advice = 'Write score() or, for few states, enumerated() for that block, as in rules={"c": score(), "z": pathwise()}.'
-    return rule("pathwise()", Requirements(reparameterized=True, samplewise=True, advice=advice), surrogate)
+    return rule(
+        "pathwise()",
+        Requirements(
+            paper="Kingma and Welling 2014; Rezende et al. 2014",
+            differentiates_z=True,
+            reparameterized=True,
+            samplewise=True,
+            advice=advice,
+        ),
+        surrogate,
+    )

@@ -42,7 +42,7 @@ def score(baseline: Baseline | None = None) -> Rule:
 
     return rule(
         f"score({baseline.name})",
-        Requirements(min_samples=baseline.min_samples, advice=baseline.advice),
+        Requirements(paper="Williams 1992; Mnih and Rezende 2016", min_samples=baseline.min_samples, advice=baseline.advice),
         surrogate,
         init=baseline.init,
         init_state=baseline.init_state,
