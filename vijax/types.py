@@ -66,7 +66,9 @@ class Family(NamedTuple):
     support_size: int | None  # S
     bernoulli_logits: Callable[[PyTree], Array] | None  # lam -> logits [D], if z is in {0, 1}^D, independent
     categorical_logits: Callable[[PyTree], Array] | None  # lam -> logits [..., C], if z is one-hot over its last axis
-    blocks: Mapping[str, "Family"] | None  # the parts of a product
+    blocks: Mapping[str, "Family"] | None  # the named parts of a product or chain
+    block_lam: Callable[[str, PyTree, PyTree], PyTree] | None  # (block, lam, z of the blocks before it) -> the block's lam
+    ordered: bool  # must the blocks be drawn in the order of `blocks`, because later ones depend on earlier ones?
 
 
 class Prior(NamedTuple):

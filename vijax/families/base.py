@@ -26,6 +26,8 @@ def family(
     bernoulli_logits: Callable[[PyTree], Array] | None = None,
     categorical_logits: Callable[[PyTree], Array] | None = None,
     blocks: dict[str, Family] | None = None,
+    block_lam: Callable[[str, PyTree, PyTree], PyTree] | None = None,
+    ordered: bool = False,
 ) -> Family:
     """A `Family` from `init`, `log_prob` and either `sample` or the pair (`noise`, `transport`).
 
@@ -66,7 +68,7 @@ def family(
         reparameterized = FrozenDict(reparameterized)
     return Family(
         name, init, sample, log_prob, noise, transport, reparameterized, fixed_support, entropy, kl, support,
-        support_size, bernoulli_logits, categorical_logits, None if blocks is None else FrozenDict(blocks),
+        support_size, bernoulli_logits, categorical_logits, None if blocks is None else FrozenDict(blocks), block_lam, ordered,
     )  # fmt: skip
 
 

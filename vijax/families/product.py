@@ -62,6 +62,7 @@ def product(**blocks: Family) -> Family:
         support=support if finite else None,
         support_size=math.prod(cast(list[int], sizes)) if finite else None,
         blocks=blocks,
+        block_lam=lambda name, lam, before: lam[name],
     )
 
 
@@ -70,7 +71,8 @@ def chain(first: tuple[str, Family], then: tuple[str, Family], locate: Callable[
     """A structured q(z1) q(z2 | z1): the second block's parameters are a function of the first block's value.
 
     lam: a dict with the first block's lam under its name and the parameters of `locate` under the second's.
-    Rules that stop q's parameters then stop exactly those, never the path through z1.
+    One rule for the whole chain that stops q's parameters stops exactly those, never the path through z1. Rules per block
+    nest: the second is differentiated inside the first, given z1.
 
     Args:
       first, then: (name, family).    locate: (lam[second name], z1) -> lam of the second family.
@@ -102,6 +104,9 @@ def chain(first: tuple[str, Family], then: tuple[str, Family], locate: Callable[
         transport=transport,
         reparameterized={name1: family1.reparameterized, name2: family2.reparameterized},
         fixed_support=family1.fixed_support and family2.fixed_support,
+        blocks={name1: family1, name2: family2},
+        block_lam=lambda name, lam, before: lam[name1] if name == name1 else locate(lam[name2], before[name1]),
+        ordered=True,
     )
 
 

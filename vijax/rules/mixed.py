@@ -14,7 +14,7 @@ Rules = Rule | Mapping[str, "Rules"]
 
 
 def mixed(rules: Mapping[str, Rule]) -> Rule:
-    """One rule per block of a `product` family; the first is outermost, the others are differentiated inside it.
+    """One rule per block of a `product` or `chain` family; the first is outermost, the others are differentiated inside it.
 
     Each outer sample is followed through all inner rules. An int `num_samples` = K belongs to the outermost rule that
     draws, so there are K joint samples; a dict gives each block its own number. Inner expectations are linear (ELBO);
@@ -45,7 +45,7 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
                 return integrand(joint) if depth + 1 == len(names) else nest(depth + 1, sample.key, joint, elbo)
 
             return rules[name].surrogate(
-                key, _block(family, name), lam[name], inside, objective=objective, num_samples=counts[name],
+                key, _block(family, name), family.block_lam(name, lam, outer.z), inside, objective=objective, num_samples=counts[name],
                 control=control[name] if control else (), state=state[name] if state else (), x=x,
                 prior=None if prior is None else prior[name],
             )  # fmt: skip
@@ -82,7 +82,12 @@ def check_blocks(rules: Mapping[str, object], family: Family) -> None:
         has = f"blocks {sorted(blocks)}" if blocks else "no named blocks"
         raise ValueError(
             f"rules has entries {sorted(rules)}, but {family.name} has {has}. Give one rule for the whole latent, or one for "
-            "each block of a families.product."
+            "each block of a families.product or chain."
+        )
+    if family.ordered and tuple(rules) != tuple(family.blocks or ()):
+        raise ValueError(
+            f"rules has entries {tuple(rules)}, but {family.name} draws them in the order {tuple(family.blocks or ())}: list them "
+            "so, the first is outermost."
         )
 
 
