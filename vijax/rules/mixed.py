@@ -45,7 +45,8 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
                 return integrand(joint) if depth + 1 == len(names) else nest(depth + 1, sample.key, joint, elbo)
 
             return rules[name].surrogate(
-                key, _block(family, name), family.block_lam(name, lam, outer.z), inside, objective=objective, num_samples=counts[name],
+                key, _block(family, name), family.block_lam(name, lam, outer.z), inside, objective=objective,
+                num_samples=counts[name],
                 control=control[name] if control else (), state=state[name] if state else (), x=x,
                 prior=None if prior is None else prior[name],
             )  # fmt: skip
@@ -84,10 +85,10 @@ def check_blocks(rules: Mapping[str, object], family: Family) -> None:
             f"rules has entries {sorted(rules)}, but {family.name} has {has}. Give one rule for the whole latent, or one for "
             "each block of a families.product or chain."
         )
-    if family.ordered and tuple(rules) != tuple(family.blocks or ()):
+    if family.ordered and tuple(rules) != (order := tuple(family.blocks or ())):
         raise ValueError(
-            f"rules has entries {tuple(rules)}, but {family.name} draws them in the order {tuple(family.blocks or ())}: list them "
-            "so, the first is outermost."
+            f"rules has entries {tuple(rules)}, but {family.name} draws them in the order {order}: list them so, "
+            "the first is outermost."
         )
 
 
