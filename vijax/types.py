@@ -69,6 +69,20 @@ class Family(NamedTuple):
     blocks: Mapping[str, "Family"] | None  # the named parts of a product or chain
     block_lam: Callable[[str, PyTree, PyTree], PyTree] | None  # (block, lam, z of the blocks before it) -> the block's lam
     ordered: bool  # must the blocks be drawn in the order of `blocks`, because later ones depend on earlier ones?
+    inverse: Callable[[PyTree, PyTree], PyTree] | None = None  # (lam, z) -> the noise that `transport` takes to z
+    num_uniforms: int | None = None  # U, how many uniform numbers make the noise of one sample
+    from_uniform: Callable[[Array], PyTree] | None = None  # u [U] in (0, 1) -> the noise of one sample, by inverse CDFs
+    normal_moments: Callable[[PyTree], tuple[Array, Array]] | None = None  # lam -> mean [D], covariance [D, D], if normal
+    gamma_parameters: Callable[[PyTree], tuple[Array, Array]] | None = None  # lam -> shape [D], rate [D], if gamma
+    weak_derivative: "Callable[[Key, PyTree, PyTree], WeakDerivative] | None" = None  # (key, lam, a draw z)
+
+
+class WeakDerivative(NamedTuple):
+    """dE_q[f]/dlam = E[scale (f(plus) - f(minus))], one pair of points per number in lam: trees like lam."""
+
+    plus: PyTree  # leaves [*shape of lam's leaf, *shape of z], given as {"leaf of lam": z}
+    minus: PyTree
+    scale: PyTree  # leaves of lam's shapes
 
 
 class Prior(NamedTuple):
@@ -108,12 +122,16 @@ class Requirements(NamedTuple):
     """What a rule needs, checked when an estimator is built, and what it promises."""
 
     reparameterized: bool = False  # a differentiable sampler for every block
-    bernoulli: bool = False  # independent Bernoulli z with logits
+    bernoulli: bool = False  # independent Bernoulli z with logits; with `categorical`, one or the other
     categorical: bool = False  # one-hot categorical z with logits
     finite_support: bool = False
     linear_objective: bool = False
+    nonlinear_objective: bool = False  # for the ELBO its gradient would vanish or be another's
     entropy: bool = False
     kl: bool = False
+    normal: bool = False  # a normal z with known moments
+    gamma: bool = False  # independent gamma z
+    weak_derivative: bool = False
     min_samples: int = 1
     draws: bool = True  # does num_samples mean anything to it?
     samplewise: bool = False  # its derivative is the chain rule through each sample: may sit inside a non-linear objective

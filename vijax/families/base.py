@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from vijax.types import Array, Family, Key, PyTree, Scalar
+from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
 
 
 def family(
@@ -28,6 +29,12 @@ def family(
     blocks: dict[str, Family] | None = None,
     block_lam: Callable[[str, PyTree, PyTree], PyTree] | None = None,
     ordered: bool = False,
+    inverse: Callable[[PyTree, PyTree], PyTree] | None = None,
+    num_uniforms: int | None = None,
+    from_uniform: Callable[[Array], PyTree] | None = None,
+    normal_moments: Callable[[PyTree], tuple[Array, Array]] | None = None,
+    gamma_parameters: Callable[[PyTree], tuple[Array, Array]] | None = None,
+    weak_derivative: Callable[[Key, PyTree, PyTree], WeakDerivative] | None = None,
 ) -> Family:
     """A `Family` from `init`, `log_prob` and either `sample` or the pair (`noise`, `transport`).
 
@@ -69,7 +76,13 @@ def family(
     return Family(
         name, init, sample, log_prob, noise, transport, reparameterized, fixed_support, entropy, kl, support,
         support_size, bernoulli_logits, categorical_logits, None if blocks is None else FrozenDict(blocks), block_lam, ordered,
+        inverse, num_uniforms, from_uniform, normal_moments, gamma_parameters, weak_derivative,
     )  # fmt: skip
+
+
+def replace_each(z: Array, values: Array) -> Array:
+    """[D, D]: row i is z [D] with its entry i replaced by values_i."""
+    return jnp.where(jnp.eye(z.shape[0], dtype=bool), values[None, :], z[None, :])
 
 
 def lam_like(family: Family) -> PyTree:

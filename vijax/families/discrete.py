@@ -1,6 +1,7 @@
 """Families on finite sets: Bernoulli and categorical vectors."""
 
 import itertools
+import math
 
 import chex
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vijax import densities
-from vijax.families.base import family
-from vijax.types import Array, Family, Key, PyTree, Scalar
+from vijax.families.base import family, replace_each
+from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
 
 
 def bernoulli(dim: int) -> Family:
@@ -34,6 +35,11 @@ def bernoulli(dim: int) -> Family:
         z = (noise < jax.nn.sigmoid(lam["logits"])).astype(noise.dtype)
         return z, log_prob(lam, z)
 
+    def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
+        on, off = replace_each(z, jnp.ones_like(z)), replace_each(z, jnp.zeros_like(z))
+        probs = jax.nn.sigmoid(lam["logits"])
+        return WeakDerivative({"logits": on}, {"logits": off}, {"logits": probs * jax.nn.sigmoid(-lam["logits"])})
+
     def entropy(lam: PyTree) -> Scalar:
         return -jnp.sum(densities.bernoulli(jax.nn.sigmoid(lam["logits"]), lam["logits"]))
 
@@ -47,6 +53,7 @@ def bernoulli(dim: int) -> Family:
     return family(
         f"bernoulli({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, entropy=entropy, kl=kl,
         support=support, support_size=2**dim, bernoulli_logits=lambda lam: lam["logits"],
+        num_uniforms=dim, from_uniform=lambda u: u, weak_derivative=weak_derivative,
     )  # fmt: skip
 
 
@@ -88,4 +95,5 @@ def categorical(num_classes: int, num_sites: int | None = None) -> Family:
     return family(
         f"categorical({sizes})", init=init, log_prob=log_prob, noise=noise, transport=transport, entropy=entropy, kl=kl,
         support=support, support_size=num_classes ** (num_sites or 1), categorical_logits=lambda lam: lam["logits"],
+        num_uniforms=math.prod(shape), from_uniform=lambda u: -jnp.log(-jnp.log(u)).reshape(shape),
     )  # fmt: skip

@@ -6,10 +6,11 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import ndtri
 
 from vijax import densities
-from vijax.families.base import family
-from vijax.types import Array, Family, Key, PyTree, Scalar
+from vijax.families.base import family, replace_each
+from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
 
 
 def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
@@ -32,6 +33,9 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         z = lam["loc"] + jnp.exp(lam["log_scale"]) * noise
         return z, jnp.sum(densities.standard_normal(noise)) - jnp.sum(lam["log_scale"])
 
+    def inverse(lam: PyTree, z: Array) -> Array:
+        return jnp.exp(-lam["log_scale"]) * (z - lam["loc"])
+
     def log_prob(lam: PyTree, z: Array) -> Scalar:
         chex.assert_shape(z, (dim,))
         return jnp.sum(densities.normal(z, lam["loc"], lam["log_scale"]))
@@ -45,9 +49,25 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         # expm1 keeps the digits when the two scales are nearly equal.
         return 0.5 * jnp.sum(jnp.expm1(2.0 * log_ratio) - 2.0 * log_ratio + jnp.square(shift))
 
+    def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
+        # Mean: a Weibull step to either side. Scale: a double-sided Maxwell step against the normal step coupled to it.
+        # Mohamed et al. 2020, table 1; coupling by Rosca et al. 2019.
+        keys = jax.random.split(key, 3)
+        scale = jnp.exp(lam["log_scale"])
+        weibull = scale * jnp.sqrt(2.0 * jax.random.exponential(keys[0], (dim,)))
+        maxwell = scale * jax.random.double_sided_maxwell(keys[1], 0.0, 1.0, (dim,))
+        normal = jax.random.uniform(keys[2], (dim,)) * maxwell
+        loc = lam["loc"]
+        return WeakDerivative(
+            {"loc": replace_each(z, loc + weibull), "log_scale": replace_each(z, loc + maxwell)},
+            {"loc": replace_each(z, loc - weibull), "log_scale": replace_each(z, loc + normal)},
+            {"loc": 1.0 / (scale * math.sqrt(2.0 * math.pi)), "log_scale": jnp.ones_like(scale)},
+        )
+
     return family(
         f"diag_normal({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, reparameterized=True,
-        entropy=entropy, kl=kl,
+        entropy=entropy, kl=kl, inverse=inverse, num_uniforms=dim, from_uniform=ndtri, weak_derivative=weak_derivative,
+        normal_moments=lambda lam: (lam["loc"], jnp.diag(jnp.exp(2.0 * lam["log_scale"]))),
     )  # fmt: skip
 
 
@@ -94,7 +114,8 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
 
     return family(
         f"full_normal({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, reparameterized=True,
-        entropy=entropy, kl=kl,
+        entropy=entropy, kl=kl, inverse=lambda lam, z: whiten(lam, z - lam["loc"]), num_uniforms=dim, from_uniform=ndtri,
+        normal_moments=lambda lam: (lam["loc"], cholesky(lam) @ cholesky(lam).T),
     )  # fmt: skip
 
 

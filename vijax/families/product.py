@@ -1,5 +1,6 @@
 """Families made of families: independent named blocks, and chains whose later part depends on the earlier."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import cast
@@ -47,6 +48,13 @@ def product(**blocks: Family) -> Family:
             for (name, block), grid in zip(blocks.items(), grids, strict=True)
         }
 
+    def from_uniform(uniforms: Array) -> PyTree:
+        ends = list(itertools.accumulate(cast(int, block.num_uniforms) for block in blocks.values()))
+        parts = zip(blocks.items(), jnp.split(uniforms, ends[:-1]), strict=True)
+        return {name: cast(Callable, block.from_uniform)(part) for (name, block), part in parts}
+
+    uniforms = [block.num_uniforms for block in blocks.values()]
+    has_uniforms = all(count is not None for count in uniforms)
     sizes = [block.support_size for block in blocks.values()]
     finite = all(size is not None for size in sizes)
     return family(
@@ -63,6 +71,8 @@ def product(**blocks: Family) -> Family:
         support_size=math.prod(cast(list[int], sizes)) if finite else None,
         blocks=blocks,
         block_lam=lambda name, lam, before: lam[name],
+        num_uniforms=sum(cast(list[int], uniforms)) if has_uniforms else None,
+        from_uniform=from_uniform if has_uniforms else None,
     )
 
 
@@ -79,6 +89,7 @@ def chain(first: tuple[str, Family], then: tuple[str, Family], locate: Callable[
       init: key -> initial lam[second name].
     """
     (name1, family1), (name2, family2) = first, then
+    both = product(**{name1: family1, name2: family2})  # their noises are independent, whatever links their parameters
 
     def init_both(key: Key) -> PyTree:
         key1, key2 = jax.random.split(key)
@@ -107,6 +118,8 @@ def chain(first: tuple[str, Family], then: tuple[str, Family], locate: Callable[
         blocks={name1: family1, name2: family2},
         block_lam=lambda name, lam, before: lam[name1] if name == name1 else locate(lam[name2], before[name1]),
         ordered=True,
+        num_uniforms=both.num_uniforms,
+        from_uniform=both.from_uniform,
     )
 
 

@@ -6,6 +6,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
+from vijax.noise import IID, Noise
 from vijax.objectives import is_linear
 from vijax.types import Array, Aux, Family, Integrand, Key, Objective, PyTree, Requirements, Rule, Sample, Scalar, Surrogate
 
@@ -18,6 +19,7 @@ def rule(
     surrogate: Callable[..., tuple[Scalar, Aux]],
     *,
     check: Callable[..., None] | None = None,
+    noise: Noise = IID,
     init: Callable[[Key], PyTree] = lambda key: (),
     init_state: Callable[[], PyTree] = lambda: (),
     update: Callable[[PyTree, PyTree], PyTree] = lambda state, stats: state,
@@ -25,11 +27,18 @@ def rule(
     """A `Rule` from its surrogate, which is checked for legality wherever it is traced, bare use included.
 
     Args:
-      check: (family, objective, num_samples, prior family or None); default: what `requires` says.
+      check: (family, objective, num_samples, prior family or None); default: what `requires` and `noise` say.
+      noise: the plug that the surrogate draws with.
     """
 
     def default_check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
         check_requirements(name, requires, family, objective, num_samples, prior)
+        noise.check(family, num_samples)
+        if not (noise.independent or requires.samplewise or is_linear(objective)):
+            raise ValueError(
+                f"{name}: with a non-linear objective its derivation needs independent samples, which {noise.name} does not "
+                "draw. Write pathwise() for it, noise=iid() or objective=elbo."
+            )
 
     legal = default_check if check is None else check
 
@@ -54,6 +63,10 @@ def check_requirements(
 
     if not isinstance(num_samples, int) or num_samples < 1:
         refuse(f"num_samples={num_samples!r} must be an int of at least 1.")
+    given = jax.ShapeDtypeStruct((num_samples,), jnp.result_type(float))
+    shape = jax.eval_shape(objective, given).shape  # some objectives refuse small K themselves
+    if shape != ():
+        refuse(f"the objective returns shape {shape} for log_w [{num_samples}]; it must return one number.")
     if not family.fixed_support:
         refuse(
             "its support moves with its parameters (fixed_support=False), so the derivative of an expectation has a boundary "
@@ -65,14 +78,27 @@ def check_requirements(
             f"it has no differentiable sampler (reparameterized=False{blocks}), so the path from q's parameters through z "
             "would silently carry a zero gradient."
         )
-    if requires.bernoulli and family.bernoulli_logits is None:
+    either = requires.bernoulli and requires.categorical
+    if either and family.bernoulli_logits is None and family.categorical_logits is None:
+        refuse(
+            "it is no vector of Bernoulli or one-hot categorical variables with logits, for which this rule's formula holds."
+        )
+    if requires.bernoulli and not either and family.bernoulli_logits is None:
         refuse("it is not a vector of independent Bernoulli variables with logits, for which this rule's formula holds.")
-    if requires.categorical and family.categorical_logits is None:
+    if requires.categorical and not either and family.categorical_logits is None:
         refuse("it is not a vector of one-hot categorical variables with logits, for which this rule's formula holds.")
+    if requires.normal and family.normal_moments is None:
+        refuse("it is not normal with known mean and covariance, over which this rule integrates a quadratic function.")
+    if requires.gamma and family.gamma_parameters is None:
+        refuse("it is not a vector of independent gamma variables, for which this rule's transformation is made.")
+    if requires.weak_derivative and family.weak_derivative is None:
+        refuse("no decomposition of its derivative into a difference of two measures is known.")
     if requires.finite_support and (family.support_size is None or family.support_size > MAX_SUPPORT):
         refuse(f"its support has {family.support_size or 'infinitely many'} points; at most {MAX_SUPPORT} can be summed.")
     if requires.linear_objective and not is_linear(objective):
         refuse("the objective is not linear in the log-weights, so this rule would estimate the gradient of another bound.")
+    if requires.nonlinear_objective and is_linear(objective):
+        refuse("the objective is linear in the log-weights, where this rule has nothing to estimate.")
     if num_samples < requires.min_samples:
         refuse(f"num_samples={num_samples}, but it needs at least {requires.min_samples}.")
     if requires.entropy and family.entropy is None:
@@ -85,13 +111,13 @@ def check_requirements(
         refuse(f"the prior is {prior.name}, another family, so KL(q || prior) has no closed form here.")
 
 
-def draw(key: Key, family: Family, lam: PyTree, num_samples: int) -> Sample:
+def draw(key: Key, family: Family, lam: PyTree, num_samples: int, noise: Noise = IID) -> Sample:
     """K samples, leaves [K, ...]. Every sampling rule draws by this, so one key means one set of samples for all.
 
     `log_q` is the total one: z and q's parameters both carry derivatives.
     """
     noise_key, inner_key = jax.random.split(key)
-    z, log_q = jax.vmap(family.transport, in_axes=(None, 0))(lam, family.noise(noise_key, num_samples))
+    z, log_q = jax.vmap(family.transport, in_axes=(None, 0))(lam, noise.draw(noise_key, family, num_samples))
     return Sample(z, log_q, jax.random.split(inner_key, num_samples))
 
 
