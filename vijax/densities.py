@@ -12,7 +12,7 @@ from vijax.types import Array
 LOG_2PI = 1.8378770664093453
 
 
-def normal(x: Array, loc: Array, log_scale: Array) -> Array:
+def normal(x: Array, loc: Array | float, log_scale: Array | float) -> Array:
     """Log Normal(x; loc, exp(log_scale)^2)."""
     return -0.5 * jnp.square((x - loc) * jnp.exp(-log_scale)) - log_scale - 0.5 * LOG_2PI
 

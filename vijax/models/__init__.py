@@ -1,5 +1,28 @@
 """Models: log-joints of one datum and one sample, with `simulate` and the exact evidence and posterior where known."""
 
 from vijax.models.base import bayes_model, hierarchical_model, latent_model
+from vijax.models.conjugate_normal import conjugate_normal
+from vijax.models.eight_schools import eight_schools, eight_schools_data
+from vijax.models.gaussian_mixture import gaussian_mixture
+from vijax.models.hierarchical_normal import hierarchical_normal
+from vijax.models.linear_regression import linear_regression
+from vijax.models.logistic_regression import logistic_regression
+from vijax.models.mixture_of_factor_analyzers import mixture_of_factor_analyzers
+from vijax.models.normal_prior import isotropic_normal_prior
+from vijax.models.probabilistic_pca import probabilistic_pca
 
-__all__ = ["bayes_model", "hierarchical_model", "latent_model"]
+__all__ = [
+    "bayes_model",
+    "conjugate_normal",
+    "eight_schools",
+    "eight_schools_data",
+    "gaussian_mixture",
+    "hierarchical_model",
+    "hierarchical_normal",
+    "isotropic_normal_prior",
+    "latent_model",
+    "linear_regression",
+    "logistic_regression",
+    "mixture_of_factor_analyzers",
+    "probabilistic_pca",
+]

@@ -1,0 +1,59 @@
+"""The Gaussian mixture with its assignment as a local latent: exact by enumeration."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from vijax import densities
+from vijax.families import categorical
+from vijax.models.base import latent_model
+from vijax.models.normal_prior import check_positive
+from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
+
+
+def gaussian_mixture(num_components: int, observed_dim: int, *, init_spread: float = 1.0) -> Model:
+    """Z ~ Categorical(softmax(logits)), x | z = c ~ Normal(loc_c, diag(scale_c)^2). Bishop 2006, section 9.2.
+
+    theta: `logits` [C], `loc` [C, P], `log_scale` [C, P]. z: one-hot [C]. x: [P]. Posterior: `categorical(C)`, the
+    responsibilities. Extended linearly to relaxed z, as relaxations need. With learned scales the evidence is unbounded: a
+    component may collapse on one datum.
+
+    Args:
+      num_components: C, at least 2.    observed_dim: P.
+      init_spread: standard deviation of the initial component means, in data units; their scales start at it too.
+    """
+    check_positive("gaussian_mixture", num_components=num_components, observed_dim=observed_dim, init_spread=init_spread)
+    shape = (num_components, observed_dim)
+
+    def init(key: Key) -> PyTree:
+        loc = init_spread * jax.random.normal(key, shape)
+        return {"logits": jnp.zeros(num_components), "loc": loc, "log_scale": jnp.full(shape, math.log(init_spread))}
+
+    def log_components(theta: PyTree, x: Array) -> Array:
+        """[C] log p(x | z = c)."""
+        chex.assert_shape(x, (observed_dim,))
+        return jnp.sum(densities.normal(x[None, :], theta["loc"], theta["log_scale"]), axis=1)
+
+    def log_joint(theta: PyTree, z: Array, x: Array) -> Scalar:
+        return densities.categorical(z, theta["logits"]) + z @ log_components(theta, x)
+
+    def log_joints(theta: PyTree, x: Array) -> Array:
+        return jax.nn.log_softmax(theta["logits"]) + log_components(theta, x)
+
+    def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[Array, Array]:
+        key_z, key_x = jax.random.split(key)
+        classes = jax.random.categorical(key_z, theta["logits"], shape=(num_data,))
+        noise = jax.random.normal(key_x, (num_data, observed_dim))
+        x = theta["loc"][classes] + jnp.exp(theta["log_scale"])[classes] * noise
+        return jax.nn.one_hot(classes, num_components, dtype=x.dtype), x
+
+    return latent_model(
+        init,
+        log_joint,
+        prior=Prior(categorical(num_components), lambda theta: {"logits": theta["logits"]}),
+        simulate=simulate,
+        log_evidence=lambda theta, x: jax.nn.logsumexp(log_joints(theta, x)),
+        posterior=lambda theta, x: {"logits": log_joints(theta, x)},
+    )
