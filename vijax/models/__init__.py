@@ -10,9 +10,13 @@ from vijax.models.logistic_regression import logistic_regression
 from vijax.models.mixture_of_factor_analyzers import mixture_of_factor_analyzers
 from vijax.models.normal_prior import isotropic_normal_prior
 from vijax.models.probabilistic_pca import probabilistic_pca
+from vijax.models.vae import Likelihood, Mlp, bernoulli_pixels, normal_pixels, vae
 
 __all__ = [
+    "Likelihood",
+    "Mlp",
     "bayes_model",
+    "bernoulli_pixels",
     "conjugate_normal",
     "eight_schools",
     "eight_schools_data",
@@ -24,5 +28,7 @@ __all__ = [
     "linear_regression",
     "logistic_regression",
     "mixture_of_factor_analyzers",
+    "normal_pixels",
     "probabilistic_pca",
+    "vae",
 ]
