@@ -2,6 +2,7 @@
 replaced by something that does not depend on it; leave-one-out, running mean and network differ in what they put there.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vijax.networks import as_network
-from vijax.objectives import is_linear
+from vijax.objectives import elbo, is_linear, others
 from vijax.types import Array, Key, Objective, PyTree, Scalar
 
 
@@ -19,6 +20,7 @@ class Baseline(NamedTuple):
     name: str
     signal: Callable[..., Array]  # (objective, log_w [K], control, state, x) -> [K] multipliers of dlog q_k
     min_samples: int = 1
+    unbiased: bool = True  # does the signal keep the expected gradient that of the objective?
     advice: str = ""
     init: Callable[[Key], PyTree] = lambda key: ()  # -> control
     loss: Callable[..., Scalar] = lambda control, value, x: jnp.zeros(())  # goes down, in control
@@ -37,19 +39,51 @@ def none() -> Baseline:
     return Baseline("none()", signal)
 
 
-def leave_one_out() -> Baseline:
-    """The mean log-weight of the other K - 1 samples stands in for a sample's own.
+def leave_one_out(average: Objective = elbo) -> Baseline:
+    """An average of the other K - 1 samples' log-weights stands in for a sample's own. Needs K >= 2.
 
-    RLOO for the ELBO (Kool et al. 2019; equals VarGrad, Richter et al. 2020), VIMCO with the geometric mean for IWAE (Mnih
-    and Rezende 2016, eq. 9). Needs K >= 2.
+    RLOO for the ELBO (Kool et al. 2019; equals VarGrad, Richter et al. 2020). For IWAE it is VIMCO (Mnih and Rezende 2016):
+    the default is its geometric mean of the weights (eq. 9), `leave_one_out(objectives.iwae)` the arithmetic one (eq. 8).
+
+    Args:
+      average: a function [K - 1] -> [], such as an objective. The objective itself makes the signal R - R(the others).
     """
 
     def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
-        others = (jnp.sum(log_w) - log_w) / (log_w.shape[0] - 1)
-        return replace_one(objective, log_w, others)
+        if is_linear(average):
+            stand_in = (jnp.sum(log_w) - log_w) / (log_w.shape[0] - 1)
+        else:
+            stand_in = jax.vmap(average)(others(log_w))
+        return replace_one(objective, log_w, stand_in)
 
     advice = "Its baseline is the mean of the other samples. Raise num_samples, or write score(baselines.moving_average())."
-    return Baseline("leave_one_out()", signal, min_samples=2, advice=advice)
+    name = "leave_one_out()" if is_linear(average) else f"leave_one_out({getattr(average, '__name__', 'average')})"
+    return Baseline(name, signal, min_samples=2, advice=advice)
+
+
+def ovis(gamma: float = 0.0) -> Baseline:
+    """OVIS, the variance-optimal control variate for K -> infinity. Lievin et al. 2020, eq. 13; needs K >= 2.
+
+    Sample k's total multiplier is R - R_k - c_k, c_k = R(the others) - gamma R_k + (1 - gamma) log(1 - 1/K), with R_k =
+    dR/dlog_w_k (for IWAE the weight v_k).
+
+    Biased unless gamma = 0 (the paper's choice for small effective sample size; there `leave_one_out(objectives.iwae)` up to
+    a constant of mean zero). With gamma = 1 (its choice for large K) the mean is grad E[R] + E[sum_k R_k dlog q_k]: for IWAE
+    the gradient of L_K plus that of reweighted wake-sleep's phi, the mean of the path derivative with all of R_k.
+
+    Args:
+      gamma: in [0, 1].
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"ovis(gamma={gamma}): gamma must lie between 0 (unbiased) and 1.")
+
+    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+        num_samples = log_w.shape[0]
+        constant = (1.0 - gamma) * math.log1p(-1.0 / num_samples) + 1.0 / num_samples  # the rule adds 1/K: taken off here
+        return objective(log_w) - jax.vmap(objective)(others(log_w)) + gamma * jax.grad(objective)(log_w) - constant
+
+    advice = "It compares with the objective of the other samples: raise num_samples."
+    return Baseline(f"ovis({gamma:g})", signal, min_samples=2, unbiased=gamma == 0.0, advice=advice)
 
 
 def moving_average(decay: float = 0.99) -> Baseline:

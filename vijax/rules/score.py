@@ -17,7 +17,7 @@ def score(baseline: Baseline | None = None) -> Rule:
     Args:
       baseline: what is subtracted from the learning signal; default `baselines.leave_one_out()`.
 
-    Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi.
+    Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi, if `baseline.unbiased`.
     Requires:     log_prob differentiable in lam; nothing of the sampler. num_samples >= 2 with leave_one_out.
     State:        the baseline's.
     Cost:         K evaluations of the integrand per datum, no derivative in z; K^2 scalars for non-linear objectives.
@@ -42,7 +42,12 @@ def score(baseline: Baseline | None = None) -> Rule:
 
     return rule(
         f"score({baseline.name})",
-        Requirements(paper="Williams 1992; Mnih and Rezende 2016", min_samples=baseline.min_samples, advice=baseline.advice),
+        Requirements(
+            paper="Williams 1992; Mnih and Rezende 2016",
+            min_samples=baseline.min_samples,
+            unbiased=baseline.unbiased,
+            advice=baseline.advice,
+        ),
         surrogate,
         init=baseline.init,
         init_state=baseline.init_state,
