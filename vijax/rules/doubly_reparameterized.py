@@ -1,55 +1,74 @@
 """Differentiate through the sampler only, with the score term rewritten as a path term."""
 
+from collections.abc import Callable
+
 import jax
-import jax.numpy as jnp
 
+from vijax.noise import IID, Noise
+from vijax.path_weights import PathWeights, exact
 from vijax.rules.base import draw, evaluate, no_aux, rule
-from vijax.types import Array, Objective, Requirements, Rule
+from vijax.types import Array, Aux, Objective, PyTree, Requirements, Rule, Scalar
 
 
-def doubly_reparameterized() -> Rule:
-    """Path-derivative gradient for any objective: sum_k (R_k - R_kk) (dlog_w_k/dz_k) (dz_k/dlam), q's parameters stopped
-    inside log q; R_k = dR/dlog_w_k, R_kk the Hessian's diagonal. Everything else upstream (theta) keeps R_k.
+def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise = IID) -> Rule:
+    """Path-derivative gradient for any objective: sum_k c_k (dlog_w_k/dz_k) (dz_k/dlam), q's parameters stopped inside
+    log q; by default c_k = R_k - R_kk, with R_k = dR/dlog_w_k and R_kk the Hessian's diagonal. Everything else upstream
+    (theta) keeps R_k.
 
     For the ELBO this is sticking-the-landing (Roeder et al. 2017), for IWAE it is DReG (Tucker et al. 2019, eq. 8: weights
     w_k^2). Its phi-gradient is exactly zero, sample by sample, where q is the posterior.
 
-    Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi.
+    Args:
+      weights: another c_k, from `path_weights`: `sticking` (IWAE-STL), `wake` (RWS-DReG), `interpolated` (DReG(alpha)),
+        `tail_adaptive`; they are biased in phi, each says towards what.
+      noise: how the K samples are drawn together, see `vijax.noise`; for the ELBO alone if they depend on each other.
+
+    Unbiased for: the gradient of E[objective(log_w)], any objective, in theta; in phi too, with `path_weights.exact()`.
     Requires:     a differentiable sampler for every block; an integrand that is f(z) - log_q (slope -1 in log_q).
     State:        none.
     Cost:         K evaluations of the integrand per datum, one backward pass, K^2 scalars.
     """
+    chosen = exact() if weights is None else weights
 
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, lam, num_samples)
+        drawn = draw(key, family, lam, num_samples, noise)
         stopped = jax.lax.stop_gradient(lam)
 
-        def weights(z):
+        def log_weights(z):
             log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(stopped, z)
             return evaluate(integrand, drawn._replace(z=z, log_q=log_q))
 
-        # The factor needs the weights, whose backward pass needs the factor. Evaluated twice as written; the two forward
-        # passes are the same operations on the same operands, so the compiler keeps one.
-        factor = path_factor(objective, jax.lax.stop_gradient(weights(drawn.z)[0]))
-        log_w, aux = weights(jax.vmap(lambda c, z: jax.tree.map(lambda leaf: scale_tangent(leaf, c), z))(factor, drawn.z))
-        return objective(log_w), no_aux(aux)
+        return path_derivative(objective, chosen, log_weights, drawn.z)
 
     advice = 'Write score() or, for few states, enumerated() for that block, as in rules={"c": score(), "z": pathwise()}.'
+    settings = ([] if weights is None else [weights.name]) + ([] if noise is IID else [f"noise={noise.name}"])
     return rule(
-        "doubly_reparameterized()",
+        f"doubly_reparameterized({', '.join(settings)})",
         Requirements(
-            paper="Roeder et al. 2017; Tucker et al. 2019", differentiates_z=True, reparameterized=True, advice=advice
+            paper=chosen.paper,
+            differentiates_z=True,
+            reparameterized=True,
+            linear_objective=chosen.linear_objective,
+            nonlinear_objective=chosen.nonlinear_objective,
+            min_samples=chosen.min_samples,
+            unbiased=chosen.unbiased and noise.unbiased,
+            advice=chosen.advice or advice,
         ),
         surrogate,
+        noise=noise,
     )
 
 
-def path_factor(objective: Objective, log_w: Array) -> Array:
-    """[K] factors (R_k - R_kk) / R_k by which the path's derivative differs from the chain rule's; 0 where R_k = 0."""
-    first = jax.grad(objective)(log_w)
-    basis = jnp.eye(log_w.shape[0], dtype=log_w.dtype)
-    second = jax.vmap(lambda e: jnp.vdot(e, jax.jvp(jax.grad(objective), (log_w,), (e,))[1]))(basis)
-    return jnp.where(first == 0.0, 0.0, 1.0 - second / jnp.where(first == 0.0, 1.0, first))
+def path_derivative(
+    objective: Objective, weights: PathWeights, log_weights: Callable[[PyTree], tuple[Array, PyTree]], z: PyTree
+) -> tuple[Scalar, Aux]:
+    """The objective at log_weights(z), leaves of z [K, ...], the derivative through sample k's z multiplied by its factor."""
+    # The factor needs the weights, whose backward pass needs the factor. Evaluated twice as written; the two forward
+    # passes are the same operations on the same operands, so the compiler keeps one.
+    factor = weights.factor(objective, jax.lax.stop_gradient(log_weights(z)[0]))
+    scaled = jax.vmap(lambda c, z: jax.tree.map(lambda leaf: scale_tangent(leaf, c), z))(factor, z)
+    log_w, aux = log_weights(scaled)
+    return objective(log_w), no_aux(aux)
 
 
 @jax.custom_jvp
