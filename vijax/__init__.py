@@ -4,10 +4,24 @@
 family that are legal together; `fit` optimises it, `lab` measures it, `diagnostics` scores the result.
 """
 
-from vijax import baselines, densities, diagnostics, families, guides, lab, models, networks, objectives, rowwise, rules
+from vijax import (
+    baselines,
+    densities,
+    diagnostics,
+    families,
+    guides,
+    lab,
+    models,
+    networks,
+    objectives,
+    path_weights,
+    rowwise,
+    rules,
+)
 from vijax.estimators import estimator, split
 from vijax.fit import FitResult, NonFiniteError, fit
 from vijax.types import Batch, Estimate, Estimator, Family, Guide, Model, Params, Prior, Rule, Sample
+from vijax.wake_sleep import sleep
 
 __all__ = [
     "Batch",
@@ -33,7 +47,9 @@ __all__ = [
     "models",
     "networks",
     "objectives",
+    "path_weights",
     "rowwise",
     "rules",
+    "sleep",
     "split",
 ]
