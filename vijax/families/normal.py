@@ -95,8 +95,8 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         return z, jnp.sum(densities.standard_normal(noise)) - jnp.sum(lam["log_scale"])
 
     def whiten(lam: PyTree, shift: Array) -> Array:
-        scaled = jnp.exp(-lam["log_scale"]) * shift.T  # [..., D]
-        return solve_triangular(jnp.tril(lam["lower"], -1), scaled.T, lower=True, unit_diagonal=True)
+        scale = jnp.exp(lam["log_scale"]).reshape(dim, *(1,) * (shift.ndim - 1))  # shift: [D] or [D, columns]
+        return solve_triangular(jnp.tril(lam["lower"], -1), shift / scale, lower=True, unit_diagonal=True)
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
         chex.assert_shape(z, (dim,))
