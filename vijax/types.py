@@ -132,6 +132,7 @@ class Requirements(NamedTuple):
     normal: bool = False  # a normal z with known moments
     gamma: bool = False  # independent gamma z
     weak_derivative: bool = False
+    independent_blocks: bool = False  # a product of named blocks
     min_samples: int = 1
     draws: bool = True  # does num_samples mean anything to it?
     samplewise: bool = False  # its derivative is the chain rule through each sample: may sit inside a non-linear objective

@@ -6,26 +6,68 @@ estimate and whose derivative is the gradient estimator; use it bare under `jax.
 
 from vijax.rules.base import draw, evaluate, evaluate_at, from_gradient, mean_aux, rule
 from vijax.rules.closed_form import closed_form_entropy, closed_form_kl
+from vijax.rules.coupled import arm, arms, disarm
+from vijax.rules.double_control_variates import double_control_variates
 from vijax.rules.doubly_reparameterized import doubly_reparameterized
 from vijax.rules.enumerated import enumerated
+from vijax.rules.fitted_score_term import fitted_score_term
+from vijax.rules.generalized_doubly_reparameterized import generalized_doubly_reparameterized
+from vijax.rules.generalized_reparameterization import generalized_reparameterization, log_standardized, marsaglia_tsang
+from vijax.rules.lax import lax
+from vijax.rules.local_expectation import local_expectation
+from vijax.rules.measure_valued import measure_valued
 from vijax.rules.mixed import Rules, as_rule, mixed
+from vijax.rules.muprop import muprop
 from vijax.rules.pathwise import pathwise
+from vijax.rules.quadratic_control import by_path, by_score, learned_quadratic, quadratic_control, taylor
+from vijax.rules.rebar import concrete, rebar, relax, to_mean_field
+from vijax.rules.rodeo import rodeo
 from vijax.rules.score import score
+from vijax.rules.score_per_block import by_substitution, by_terms, score_per_block
+from vijax.rules.wake import covariance, wake
 
 __all__ = [
     "Rules",
+    "arm",
+    "arms",
     "as_rule",
+    "by_path",
+    "by_score",
+    "by_substitution",
+    "by_terms",
     "closed_form_entropy",
     "closed_form_kl",
+    "concrete",
+    "covariance",
+    "disarm",
+    "double_control_variates",
     "doubly_reparameterized",
     "draw",
     "enumerated",
     "evaluate",
     "evaluate_at",
+    "fitted_score_term",
     "from_gradient",
+    "generalized_doubly_reparameterized",
+    "generalized_reparameterization",
+    "lax",
+    "learned_quadratic",
+    "local_expectation",
+    "log_standardized",
+    "marsaglia_tsang",
     "mean_aux",
+    "measure_valued",
     "mixed",
+    "muprop",
     "pathwise",
+    "quadratic_control",
+    "rebar",
+    "relax",
+    "rodeo",
     "rule",
     "score",
+    "score_per_block",
+    "taylor",
+    "to_mean_field",
+    "wake",
 ]

@@ -87,6 +87,8 @@ def check_requirements(
         refuse("it is not a vector of independent Bernoulli variables with logits, for which this rule's formula holds.")
     if requires.categorical and not either and family.categorical_logits is None:
         refuse("it is not a vector of one-hot categorical variables with logits, for which this rule's formula holds.")
+    if requires.independent_blocks and (not family.blocks or family.ordered):
+        refuse("it is no product of independent named blocks, one of which could be credited without the others.")
     if requires.normal and family.normal_moments is None:
         refuse("it is not normal with known mean and covariance, over which this rule integrates a quadratic function.")
     if requires.gamma and family.gamma_parameters is None:
@@ -148,6 +150,19 @@ def from_gradient(value: Scalar, wrt: PyTree, gradient: PyTree) -> Scalar:
         lambda leaf, g: jnp.sum(jax.lax.stop_gradient(g) * (leaf - jax.lax.stop_gradient(leaf))), wrt, gradient
     )
     return value + sum(jax.tree.leaves(terms))
+
+
+def reduce_variance(value: Scalar, control: PyTree, gradient: Callable[[PyTree], PyTree]) -> Scalar:
+    """`value`, whose derivative in `control` is minus that of |gradient(control)|^2: as `value` goes up, variance goes down.
+
+    The mean of an unbiased gradient does not depend on its control variate, so the expected square and the variance have one
+    derivative. `gradient` must depend on `control` explicitly: a surrogate with stopped weights has another derivative.
+    """
+
+    def square(control: PyTree) -> Scalar:
+        return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient(control))), jnp.zeros((), value.dtype))
+
+    return from_gradient(value, control, jax.tree.map(jnp.negative, jax.grad(square)(jax.lax.stop_gradient(control))))
 
 
 def no_aux(samples_aux: PyTree) -> Aux:
