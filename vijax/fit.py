@@ -15,8 +15,10 @@ import optax
 from tqdm.auto import tqdm
 
 from vijax import rowwise
-from vijax.loop import Carry, Program, current_params, run_chunk, start, step_key, take_batch
+from vijax.loop import Carry, Program, current_params, fresh_copy, run_chunk, start, step_key, take_batch
 from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
+
+CHUNK_SECONDS, FIRST_CHUNK, MAX_CHUNK = 0.5, 100, 10_000  # without a chunk_size: what to aim at, where to begin, the most
 
 
 class History(NamedTuple):
@@ -31,6 +33,7 @@ class Progress(NamedTuple):
 
     step: int
     params: Params
+    state: PyTree  # the estimator's: running means
     history: History
     seconds: float  # since fit was called
 
@@ -68,13 +71,13 @@ def fit(
     row_optimizer: rowwise.RowOptimizer | None = None,
     local_steps: int = 1,
     record_every: int = 10,
-    chunk_size: int = 100,
+    chunk_size: int | None = None,
     skip_nonfinite: bool = False,
     progress: bool = False,
     callbacks: Sequence[Callable[[Progress], Any]] = (),
     resume: FitResult | None = None,
 ) -> FitResult:
-    """Minimise the estimator's loss for `num_steps` steps, `chunk_size` of them per compiled call.
+    """Minimise the estimator's loss for `num_steps` steps, many of them per compiled call.
 
     Compiled once per (estimator, optimizer, shapes): keep those two objects to call again without recompiling. A run of n
     steps resumed for m more equals a run of n + m, bit for bit: a step's noise and batch are functions of (key, step).
@@ -90,6 +93,8 @@ def fit(
       local_steps: updates of the batch's phi_i per step; the last one also updates everything else (stochastic VI's inner
         loop, Hoffman et al. 2013).
       record_every: the loss is computed at every so many steps; every step costs up to 2x (the likelihood's value).
+      chunk_size: steps per compiled call, between which progress and callbacks run and Ctrl-C is seen; None for as many as
+        take about half a second (100 where batches come from an iterator). The result does not depend on it.
       skip_nonfinite: drop and count steps with a non-finite gradient; otherwise they raise.
       callbacks: called between chunks; a true return value stops the run.
       resume: a former result to continue; `params` is then ignored.
@@ -100,23 +105,29 @@ def fit(
     outside = isinstance(data, Iterator)
     _check(estimator, data, batch_size, num_steps, record_every, chunk_size, local_steps, outside)
     row_optimizer = rowwise.lazy(optimizer) if row_optimizer is None else row_optimizer
+    adapt = chunk_size is None and not outside
+    most = chunk_size or max(1, (MAX_CHUNK if adapt else FIRST_CHUNK) // record_every) * record_every
+    planned = min(most, -(-FIRST_CHUNK // record_every) * record_every) if adapt else most
     program = Program(
-        estimator, optimizer, row_optimizer, None if outside else batch_size, outside, record_every, chunk_size, local_steps,
+        estimator, optimizer, row_optimizer, None if outside else batch_size, outside, record_every, most, local_steps,
         skip_nonfinite,
     )  # fmt: skip
-    carry = start(key, params, program=program) if resume is None else jax.tree.map(jnp.copy, resume.carry)
+    carry = start(key, params, program=program) if resume is None else fresh_copy(resume.carry)
     begin = 0 if resume is None else resume.num_steps
     history = History(np.zeros(0, int), np.zeros(0)) if resume is None else resume.history
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
     done, stop, began = 0, False, time.perf_counter()
     with _interruptible() as interrupted, bar:
         while done < num_steps and not stop:
-            size = min(chunk_size, num_steps - done)
-            chunk, size = _next_batches(data, size, chunk_size) if outside else (data, size)
+            size, chunk_began = min(planned, num_steps - done), time.perf_counter()
+            chunk, size = _next_batches(data, size, most) if outside else (data, size)
             if size == 0:
                 break
             carry, losses = run_chunk(key, carry, chunk, np.int32(size), program=program)
             history = _extend(history, begin + done, np.asarray(losses), size, record_every)
+            if adapt:  # the first call compiles, which asks for a short second one: the third then fits
+                fitting = int(size * CHUNK_SECONDS / (time.perf_counter() - chunk_began)) // record_every * record_every
+                planned = min(max(fitting, record_every), most)
             bad_step = int(carry.bad_step)
             if bad_step >= 0 and not skip_nonfinite:
                 good = carry._replace(step=jnp.int32(bad_step), bad_step=jnp.int32(-1), num_skipped=carry.num_skipped * 0)
@@ -128,13 +139,18 @@ def fit(
             bar.set_postfix_str(f"bound/datum {-history.loss[-1] / estimator.num_data:.4g}")
             stop = bool(interrupted)
             if callbacks:
-                seen = Progress(begin + done, current_params(carry, program=program), history, time.perf_counter() - began)
+                seen = Progress(
+                    begin + done, current_params(carry, program=program), jax.device_get(carry.state), history,
+                    time.perf_counter() - began,
+                )  # fmt: skip
                 stop = any([bool(callback(seen)) for callback in callbacks]) or stop
     return _result(carry, program, history, begin + done, stopped=stop)
 
 
 def _result(carry: Carry, program: Program, history: History, num_steps: int, *, stopped: bool) -> FitResult:
-    params = current_params(carry, program=program)
+    # Without tables the params are up to date as they are, and `resume` copies before it donates.
+    lagging = any(jax.tree.leaves(program.estimator.tables(carry.params)))
+    params = current_params(carry, program=program) if lagging else carry.params
     opt_state = {"optimizer": carry.opt_state, "rows": carry.row_state}
     return FitResult(params, opt_state, carry.state, history, num_steps, int(carry.num_skipped), stopped, carry)
 
@@ -160,7 +176,7 @@ def _diagnose(key: Key, carry: Carry, data: PyTree, first: int, program: Program
     """Which leaves and which rows went wrong, by taking the bad step's estimate again, then one datum at a time."""
     estimator, step = program.estimator, int(carry.step)
     params = current_params(carry, program=program)
-    batch = take_batch(key, carry.step, data, jnp.int32(first), program)
+    batch = take_batch(key, carry.step, data, carry.step - first, program)
     noise = step_key(key, carry.step * program.local_steps)
     estimate = jax.jit(lambda p, b: estimator.estimate(noise, p, carry.state, b)[0])
     grads = estimate(params, batch).grads
@@ -209,12 +225,12 @@ def _interruptible():
 
 
 def _check(estimator, data, batch_size, num_steps, record_every, chunk_size, local_steps, outside) -> None:
-    for name, value in (("num_steps", num_steps), ("record_every", record_every), ("chunk_size", chunk_size)):
+    for name, value in (("num_steps", num_steps), ("record_every", record_every), ("chunk_size", chunk_size or 1)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"fit: {name}={value!r} must be an int of at least 1.")
     if not isinstance(local_steps, int) or local_steps < 1:
         raise ValueError(f"fit: local_steps={local_steps!r} must be an int of at least 1.")
-    if chunk_size % record_every and chunk_size > record_every:
+    if chunk_size is not None and chunk_size % record_every and chunk_size > record_every:
         raise ValueError(f"fit: chunk_size={chunk_size} must be a multiple of record_every={record_every}.")
     if outside:
         if batch_size is not None:

@@ -1,16 +1,19 @@
 """The device program behind `fit`: many optimisation steps in one compiled call. No host code lives here."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from vijax import tables
+from vijax.hoist import Hoisted, hoist
 from vijax.minibatch import batch_index
 from vijax.rowwise import RowOptimizer
 from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
+
+BLOCK_BYTES = 2**18  # of random numbers drawn at once: they should stay in a core's cache
 
 
 class Program(NamedTuple):
@@ -46,29 +49,53 @@ def start(key: Key, params: Params, *, program: Program) -> Carry:
     table, rest = tables.split(estimator.tables(params), params)
     row_state = program.row_optimizer.init(table) if jax.tree.leaves(table) else ()
     zero = jnp.zeros((), jnp.int32)
-    params = jax.tree.map(jnp.copy, params)
-    return Carry(params, program.optimizer.init(rest), row_state, estimator.init(key, params), zero, zero - 1, zero)
+    carry = Carry(params, program.optimizer.init(rest), row_state, estimator.init(key, params), zero, zero - 1, zero)
+    # Strong types throughout, as the steps return them: a weak one would compile the next call once more.
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(jnp.copy(leaf), leaf.dtype), carry)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="carry")
 def run_chunk(key: Key, carry: Carry, data: PyTree, num_steps: Array, *, program: Program) -> tuple[Carry, Array]:
     """`num_steps` <= chunk_size further steps; returns the loss at every `record_every`-th of them, padded with NaN.
 
-    Between records the loss is not used, so the compiler drops whatever only it needs.
+    A block of steps draws its random numbers at once. Between records the loss is not used, so the compiler drops whatever
+    only it needs.
     """
-    every, first = program.record_every, carry.step
-    last = first + num_steps
-    losses = jnp.full((-(-program.chunk_size // every),), jnp.nan)
+    first, every = carry.step, min(program.record_every, program.chunk_size)
+    num_records = -(-program.chunk_size // every)
 
-    def record(i: Array, both: tuple[Carry, Array]) -> tuple[Carry, Array]:
-        carry, losses = both
-        loss = _loss(key, carry, data, first, program)
-        carry = jax.lax.fori_loop(
-            carry.step, jnp.minimum(carry.step + every, last), lambda _, c: _step(key, c, data, first, program), carry
-        )
-        return carry, losses.at[i].set(loss)
+    def step(key: Key, step: Array, carry: Carry, data: PyTree) -> tuple[Carry, Array]:
+        return _step(key, step, carry, data, step - carry.step, program)
 
-    return jax.lax.fori_loop(0, -(-num_steps // every), record, (carry, losses))
+    cut = hoist(step, key, first, carry, data)
+    if cut.num_bytes * every > BLOCK_BYTES:
+        cut = Hoisted(lambda key, step: [], lambda drawn, *args: step(*args), 0)
+    size = every * min(num_records, BLOCK_BYTES // max(1, cut.num_bytes * every))  # steps in a block
+
+    def block(i: Array, both: tuple[Carry, Array]) -> tuple[Carry, Array]:
+        begin = first + i * size
+        drawn = jax.vmap(cut.ahead, in_axes=(None, 0))(key, begin + jnp.arange(size, dtype=first.dtype))
+
+        def one(j: Array, carry: Carry) -> tuple[Carry, Array]:
+            return cut.finish([leaf[j] for leaf in drawn], key, begin + j, carry, data)
+
+        def record(k: Array, both: tuple[Carry, Array]) -> tuple[Carry, Array]:
+            carry, losses = both
+            start, stop = k * every, jnp.minimum((k + 1) * every, num_steps - i * size)
+            carry, loss = one(start, carry)
+            carry = jax.lax.fori_loop(start + 1, stop, lambda j, carry: one(j, carry)[0], carry)
+            return carry, losses.at[(i * size) // every + k].set(loss)
+
+        return jax.lax.fori_loop(0, -(-jnp.minimum(size, num_steps - i * size) // every), record, both)
+
+    carry, losses = jax.lax.fori_loop(0, -(-num_steps // size), block, (carry, jnp.full((num_records,), jnp.nan)))
+    return carry._replace(step=first + num_steps), losses
+
+
+@jax.jit
+def fresh_copy(tree: PyTree) -> PyTree:
+    """A copy that may be donated."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -81,11 +108,11 @@ def current_params(carry: Carry, *, program: Program) -> Params:
     return jax.tree.map(jnp.copy, tables.join(table, rest))
 
 
-def take_batch(key: Key, step: Array, data: PyTree, first: Array, program: Program) -> Batch:
-    """The minibatch of a step: the whole data, the next of the stacked ones, or rows drawn without replacement."""
+def take_batch(key: Key, step: Array, data: PyTree, slot: Array, program: Program) -> Batch:
+    """The minibatch of a step: the whole data, the stacked one in `slot`, or rows drawn without replacement."""
     num_data = program.estimator.num_data
     if program.stacked:
-        return jax.tree.map(lambda leaf: leaf[step - first], data)
+        return jax.tree.map(lambda leaf: leaf[slot], data)
     if program.batch_size is None:
         return Batch(data, jnp.arange(num_data))
     index = batch_index(jax.random.fold_in(key, 0), step, num_data=num_data, batch_size=program.batch_size)
@@ -97,73 +124,44 @@ def step_key(key: Key, clock: Array) -> Key:
     return jax.random.fold_in(jax.random.fold_in(key, 1), clock)
 
 
-class Rows(NamedTuple):
-    """What one step reads: its batch, and the parameters apart: whole tables, the batch's rows of them, the rest."""
-
-    batch: Batch
-    table: PyTree
-    rows: PyTree
-    row_state: PyTree
-    rest: PyTree
-
-
-def _read(key: Key, carry: Carry, data: PyTree, first: Array, program: Program) -> Rows:
-    batch = take_batch(key, carry.step, data, first, program)
-    table, rest = tables.split(program.estimator.tables(carry.params), carry.params)
-    rows, row_state = tables.gather((table, carry.row_state), batch.index)
-    return Rows(batch, table, rows, row_state, rest)
-
-
-def _catch_up(rows: PyTree, row_state: PyTree, clock: Array, program: Program) -> tuple[PyTree, PyTree]:
-    return program.row_optimizer.catch_up(rows, row_state, clock) if jax.tree.leaves(rows) else (rows, row_state)
-
-
-def _loss(key: Key, carry: Carry, data: PyTree, first: Array, program: Program) -> Array:
-    """The loss of the carry's step, from the same batch and noise as its gradient."""
-    read, clock = _read(key, carry, data, first, program), carry.step * program.local_steps
-    rows, _ = _catch_up(read.rows, read.row_state, clock, program)
-    params = tables.join(rows, read.rest)
-    return program.estimator.estimate_rows(step_key(key, clock), params, carry.state, read.batch)[0].loss
-
-
-def _step(key: Key, carry: Carry, data: PyTree, first: Array, program: Program) -> Carry:
-    estimator, read = program.estimator, _read(key, carry, data, first, program)
-    is_table, has_rows = estimator.tables(carry.params), bool(jax.tree.leaves(read.table))
-    clock = carry.step * program.local_steps
-    rows, row_state = read.rows, read.row_state
+def _step(key: Key, step: Array, carry: Carry, data: PyTree, slot: Array, program: Program) -> tuple[Carry, Array]:
+    """One optimisation step, and its loss. `carry.step` is left to the caller, who knows it without adding."""
+    estimator, batch = program.estimator, take_batch(key, step, data, slot, program)
+    is_table = estimator.tables(carry.params)
+    table, rest = tables.split(is_table, carry.params)
+    has_rows, clock = bool(jax.tree.leaves(table)), step * program.local_steps
+    before = tables.gather((table, carry.row_state), batch.index)
 
     def differentiate(rows: PyTree, row_state: PyTree, clock: Array):
-        """Gradients at caught-up rows, and those rows updated."""
-        rows, row_state = _catch_up(rows, row_state, clock, program)
-        params = tables.join(rows, read.rest)
-        estimate, state = estimator.estimate_rows(step_key(key, clock), params, carry.state, read.batch)
-        row_grads, grads = tables.split(is_table, estimate.grads)
+        """The estimate at caught-up rows, and those rows updated."""
         if has_rows:
-            rows, row_state = program.row_optimizer.update(row_grads, row_state, rows, clock)
-        return rows, row_state, grads, estimate.grads, state
+            rows, row_state = program.row_optimizer.catch_up(rows, row_state, clock)
+        params = tables.join(rows, rest)
+        estimate, state = estimator.estimate_rows(step_key(key, clock), params, carry.state, batch)
+        if has_rows:
+            rows, row_state = program.row_optimizer.update(tables.split(is_table, estimate.grads)[0], row_state, rows, clock)
+        return rows, row_state, estimate, state
 
+    rows, row_state = before
     if program.local_steps > 1:
 
-        def local(j: Array, both: Any):
+        def local(j: Array, both: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             return differentiate(both[0], both[1], clock + j)[:2]
 
         rows, row_state = jax.lax.fori_loop(0, program.local_steps - 1, local, (rows, row_state))
-    rows, row_state, grads, all_grads, state = differentiate(rows, row_state, clock + program.local_steps - 1)
-    updates, opt_state = program.optimizer.update(grads, carry.opt_state, read.rest)
-    rest = optax.apply_updates(read.rest, updates)
+    rows, row_state, estimate, state = differentiate(rows, row_state, clock + program.local_steps - 1)
+    updates, opt_state = program.optimizer.update(tables.split(is_table, estimate.grads)[1], carry.opt_state, rest)
+    after = (optax.apply_updates(rest, updates), opt_state, state, rows, row_state)
 
-    finite = all_finite(all_grads) if program.local_steps == 1 else all_finite((all_grads, rows))
+    finite = all_finite(estimate.grads) if program.local_steps == 1 else all_finite((estimate.grads, rows))
     apply = finite if program.skip_nonfinite else finite & (carry.bad_step < 0)
-
-    def choose(new: PyTree, old: PyTree) -> PyTree:
-        return jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, old)
-
-    rest, opt_state, state = choose((rest, opt_state, state), (read.rest, carry.opt_state, carry.state))
-    rows, row_state = choose((rows, row_state), (read.rows, read.row_state))
-    table, row_state = tables.scatter((read.table, carry.row_state), read.batch.index, (rows, row_state))
-    bad_step = jnp.where((carry.bad_step < 0) & ~finite, carry.step, carry.bad_step)
+    rest, opt_state, state, rows, row_state = jax.tree.map(
+        lambda new, old: jnp.where(apply, new, old), after, (rest, carry.opt_state, carry.state, *before)
+    )
+    table, row_state = tables.scatter((table, carry.row_state), batch.index, (rows, row_state))
+    bad_step = jnp.where((carry.bad_step < 0) & ~finite, step, carry.bad_step)
     skipped = carry.num_skipped + jnp.where(finite, 0, 1)
-    return Carry(tables.join(table, rest), opt_state, row_state, state, carry.step + 1, bad_step, skipped)
+    return Carry(tables.join(table, rest), opt_state, row_state, state, carry.step, bad_step, skipped), estimate.loss
 
 
 def all_finite(tree: PyTree) -> Array:

@@ -4,6 +4,7 @@
 applied in closed form when it is next touched.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class RowOptimizer(NamedTuple):
     update: Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, PyTree]]  # (grads, state, rows, clock) -> (rows, state)
 
 
+@functools.lru_cache(maxsize=64)  # equal arguments give the same object, which compiled programs are looked up by
 def lazy(optimizer: optax.GradientTransformation) -> RowOptimizer:
     """Any optax optimiser with a separate state, step count included, for every row; idle rows do not move.
 
