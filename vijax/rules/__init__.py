@@ -4,7 +4,9 @@
 estimate and whose derivative is the gradient estimator; use it bare under `jax.grad`, or let `vijax.estimator` bind it.
 """
 
+from vijax.rules.arsm import arsm
 from vijax.rules.base import draw, evaluate, evaluate_at, from_gradient, mean_aux, rule
+from vijax.rules.categorical_disarm import disarm_importance, disarm_stick_breaking, disarm_tree
 from vijax.rules.closed_form import closed_form_entropy, closed_form_kl
 from vijax.rules.coupled import arm, arms, disarm
 from vijax.rules.double_control_variates import double_control_variates
@@ -21,15 +23,26 @@ from vijax.rules.muprop import muprop
 from vijax.rules.pathwise import pathwise
 from vijax.rules.quadratic_control import by_path, by_score, learned_quadratic, quadratic_control, taylor
 from vijax.rules.rebar import concrete, rebar, relax, to_mean_field
+from vijax.rules.relaxed import (
+    gapped_straight_through,
+    gumbel_rao,
+    gumbel_softmax,
+    reinmax,
+    straight_through,
+    straight_through_gumbel,
+)
 from vijax.rules.rodeo import rodeo
 from vijax.rules.score import score
 from vijax.rules.score_per_block import by_substitution, by_terms, score_per_block
+from vijax.rules.sum_and_sample import sum_and_sample
 from vijax.rules.wake import covariance, wake
+from vijax.rules.without_replacement import importance_without_replacement, unordered_set
 
 __all__ = [
     "Rules",
     "arm",
     "arms",
+    "arsm",
     "as_rule",
     "by_path",
     "by_score",
@@ -40,6 +53,9 @@ __all__ = [
     "concrete",
     "covariance",
     "disarm",
+    "disarm_importance",
+    "disarm_stick_breaking",
+    "disarm_tree",
     "double_control_variates",
     "doubly_reparameterized",
     "draw",
@@ -48,8 +64,12 @@ __all__ = [
     "evaluate_at",
     "fitted_score_term",
     "from_gradient",
+    "gapped_straight_through",
     "generalized_doubly_reparameterized",
     "generalized_reparameterization",
+    "gumbel_rao",
+    "gumbel_softmax",
+    "importance_without_replacement",
     "lax",
     "learned_quadratic",
     "local_expectation",
@@ -62,12 +82,17 @@ __all__ = [
     "pathwise",
     "quadratic_control",
     "rebar",
+    "reinmax",
     "relax",
     "rodeo",
     "rule",
     "score",
     "score_per_block",
+    "straight_through",
+    "straight_through_gumbel",
+    "sum_and_sample",
     "taylor",
     "to_mean_field",
+    "unordered_set",
     "wake",
 ]
