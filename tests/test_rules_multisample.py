@@ -31,7 +31,11 @@ STICKING, WAKE_PATHS, MIXED_PATHS = (
 
 @pytest.fixture(autouse=True, name="precise")
 def _precise(x64):
-    """Everything here runs in float64, unless it asks for float32."""
+    """Everything here runs in float64, and is compiled often but run once: with few optimisations."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Toy(NamedTuple):
@@ -266,6 +270,20 @@ def test_score_is_unbiased_on_a_categorical():
     for rule in SCORE_RULES.values():
         mean = mean_gradient(toy, rule, objectives.iwae, 3, theta, lam)
         assert_close(mean, exact_gradient(toy, objectives.iwae, 3, theta, lam), tolerance=1e-11)
+
+
+def test_monte_carlo_ovis_is_unbiased():
+    """Row 43 with K = 2 and one auxiliary draw, all 512 triples: the first two are the samples, the last the auxiliary one."""
+    toy, (theta, lam) = discrete(B3), bits()
+    rule, triples = rules.score(baselines.ovis_monte_carlo(1)), toy.noise(3)
+
+    def gradient(triple):
+        family = toy.family._replace(noise=lambda key, num_samples: triple[:2] if num_samples == 2 else triple[2:])
+        return jax.grad(surrogate_of(toy._replace(family=family), rule, objectives.iwae, 2), argnums=(0, 1))(theta, lam, None)
+
+    draws = jax.jit(jax.vmap(gradient))(triples)
+    mean = jax.tree.map(lambda leaf: jnp.tensordot(toy.weigh(lam, triples), leaf, axes=1), draws)
+    assert_close(mean, exact_gradient(toy, objectives.iwae, 2, theta, lam), tolerance=1e-11)
 
 
 PATHS = {"pathwise": PATHWISE, "doubly": DOUBLY, "generalized": GENERALIZED}
@@ -525,16 +543,15 @@ def test_jackknife_is_its_definition():
 
 def test_chi_bounds_do_not_see_a_shift_of_the_log_joint():
     """Row 59: the log-joint lowered by 1000 leaves the gradient as it is; written naively it would underflow to zero."""
-    toy, (theta, lam) = line(8), line_point()
-    lower = toy._replace(log_joint=lambda theta, z: toy.log_joint(theta, z) - 1000.0)
-    for rule in (PATHWISE, DOUBLY, SCORE):
-        for high, low in (
-            (objectives.cubo(), objectives.cubo()),
-            (objectives.exp_cubo(reference=-1.0), objectives.exp_cubo(reference=-1001.0)),
-        ):
-            left = every_gradient(toy, rule, high, 2, theta, lam)[0]
-            assert_close(every_gradient(lower, rule, low, 2, theta, lam)[0], left, tolerance=1e-9)
-    naive = every_gradient(lower, PATHWISE, objectives.exp_cubo(reference=0.0), 2, theta, lam)[0]
+    toy = line(8)._replace(log_joint=lambda theta, z: line(8).log_joint(theta, z) + theta["offset"])
+    theta, lam = line_point()
+    high, low = theta | {"offset": jnp.array(0.0)}, theta | {"offset": jnp.array(-1000.0)}
+    with_reference = [objectives.exp_cubo(reference=r) for r in (-1.0, -1001.0, 0.0)]
+    cubo = objectives.cubo()
+    for rule, before, after in ((DOUBLY, cubo, cubo), (SCORE, cubo, cubo), (PATHWISE, *with_reference[:2])):
+        left = every_gradient(toy, rule, before, 2, high, lam)[0]
+        assert_close(every_gradient(toy, rule, after, 2, low, lam)[0], left, tolerance=1e-9)
+    naive = every_gradient(toy, PATHWISE, with_reference[2], 2, low, lam)[0]
     assert all(float(jnp.abs(leaf).max()) == 0.0 for leaf in jax.tree.leaves(naive))
 
 
@@ -557,7 +574,7 @@ def test_one_sample_is_the_elbo():
     toy, (theta, lam) = line(8), line_point()
     total = every_gradient(toy, PATHWISE, objectives.elbo, 1, theta, lam)[0]
     stuck = every_gradient(toy, DOUBLY, objectives.elbo, 1, theta, lam)[0]
-    for objective in (objectives.iwae, objectives.renyi(0.3), objectives.renyi(-2.0)):
+    for objective in (objectives.iwae, objectives.renyi(-2.0)):
         assert_close(every_gradient(toy, PATHWISE, objective, 1, theta, lam)[0], total, tolerance=1e-13)
     assert_close(every_gradient(toy, DOUBLY, objectives.iwae, 1, theta, lam)[0], stuck, tolerance=1e-13)
     assert float(path_weights.wake().factor(objectives.iwae, jnp.array([0.4]))[0]) == 0.0
@@ -596,9 +613,7 @@ def test_hierarchical_sticking_the_landing_has_no_variance_at_the_posterior():
 def test_the_theta_gradient_does_not_depend_on_the_rule_for_phi():
     """Identity 31, with the values: one key, one objective, one theta gradient."""
     toy, (theta, lam) = line(8), line_point()
-    path, plain = rules.doubly_reparameterized, rules.score
-    chosen = [path(), path(path_weights.sticking()), path(path_weights.wake()), path(path_weights.interpolated(0.5)),
-              PATHWISE, WAKE, plain(), plain(baselines.ovis(1.0))]  # fmt: skip
+    chosen = [DOUBLY, WAKE_PATHS, PATHWISE, WAKE, OVIS_ONE]
     grads = [
         jax.jit(jax.value_and_grad(surrogate_of(toy, rule, objectives.iwae, 3)))(theta, lam, None, jax.random.key(3))
         for rule in chosen

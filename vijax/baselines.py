@@ -21,6 +21,7 @@ class Baseline(NamedTuple):
     signal: Callable[..., Array]  # (objective, log_w [K], control, state, x) -> [K] multipliers of dlog q_k
     min_samples: int = 1
     unbiased: bool = True  # does the signal keep the expected gradient that of the objective?
+    num_auxiliary: int = 0  # S further draws from q; their log-weights follow the K samples' own: log_w [K + S] -> [K]
     advice: str = ""
     init: Callable[[Key], PyTree] = lambda key: ()  # -> control
     loss: Callable[..., Scalar] = lambda control, value, x: jnp.zeros(())  # goes down, in control
@@ -84,6 +85,32 @@ def ovis(gamma: float = 0.0) -> Baseline:
 
     advice = "It compares with the objective of the other samples: raise num_samples."
     return Baseline(f"ovis({gamma:g})", signal, min_samples=2, unbiased=gamma == 0.0, advice=advice)
+
+
+def ovis_monte_carlo(num_auxiliary: int) -> Baseline:
+    """OVIS-MC: sample k's control variate is its multiplier's average over S other values of z_k. Lievin et al. 2020, eq. 11.
+
+    Sample k's total multiplier is d_k - mean_s d_k(z_k := z^s), d_k = R - R_k: unbiased, for any objective.
+
+    Args:
+      num_auxiliary: S further draws from q, shared by all k, at S evaluations of the integrand and S K^2 scalars.
+    """
+    if num_auxiliary < 1:
+        raise ValueError(f"ovis_monte_carlo(num_auxiliary={num_auxiliary}): at least 1 draw is needed; or write ovis().")
+
+    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+        num_samples = log_w.shape[0] - num_auxiliary
+        own, extra = log_w[:num_samples], log_w[num_samples:]
+
+        def multiplier(k: Array, value: Array) -> Scalar:  # d_k with sample k's log-weight replaced
+            swapped = own.at[k].set(value)
+            bound, slope = jax.value_and_grad(objective)(swapped)
+            return bound - slope[k]
+
+        each = jax.vmap(jax.vmap(multiplier, in_axes=(None, 0)), in_axes=(0, None))
+        return objective(own) - jnp.mean(each(jnp.arange(num_samples), extra), axis=1) - 1.0 / num_samples
+
+    return Baseline(f"ovis_monte_carlo({num_auxiliary})", signal, num_auxiliary=num_auxiliary)
 
 
 def moving_average(decay: float = 0.99) -> Baseline:

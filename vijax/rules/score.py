@@ -20,7 +20,8 @@ def score(baseline: Baseline | None = None) -> Rule:
     Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi, if `baseline.unbiased`.
     Requires:     log_prob differentiable in lam; nothing of the sampler. num_samples >= 2 with leave_one_out.
     State:        the baseline's.
-    Cost:         K evaluations of the integrand per datum, no derivative in z; K^2 scalars for non-linear objectives.
+    Cost:         K evaluations of the integrand per datum (and the baseline's own), no derivative in z; K^2 scalars for
+                  non-linear objectives.
     """
     baseline = leave_one_out() if baseline is None else baseline
 
@@ -33,6 +34,9 @@ def score(baseline: Baseline | None = None) -> Rule:
 
         log_w, slope, aux = jax.jvp(weights, (log_q,), (jnp.ones_like(log_q),), has_aux=True)
         value, stopped = objective(log_w), jax.lax.stop_gradient(log_w)
+        if baseline.num_auxiliary:
+            extra = draw(jax.random.fold_in(key, 1), family, jax.lax.stop_gradient(lam), baseline.num_auxiliary)
+            stopped = jnp.concatenate([stopped, jax.lax.stop_gradient(evaluate(integrand, extra)[0])])
         signal = baseline.signal(objective, stopped, jax.lax.stop_gradient(control), state, x)
         # E[dlog q] = 0, so a constant multiple of it may be taken off: it cancels the direct term of a linear objective.
         centred = jax.lax.stop_gradient(signal - slope / num_samples)
@@ -46,6 +50,7 @@ def score(baseline: Baseline | None = None) -> Rule:
             paper="Williams 1992; Mnih and Rezende 2016",
             min_samples=baseline.min_samples,
             unbiased=baseline.unbiased,
+            evaluations=f"K + {baseline.num_auxiliary}" if baseline.num_auxiliary else "K",
             advice=baseline.advice,
         ),
         surrogate,
