@@ -63,13 +63,13 @@ def arms(size: int = 4) -> Rule:
     return _coupled(f"arms({size})", size, _draw_credit, "Dimitriev and Zhou 2021")
 
 
-def copula(key: Key, size: int, like: Array) -> Array:
-    """[size, D] uniforms, per coordinate negatively coupled: (1 - d)^(size - 1) with d ~ Dirichlet(1, ..., 1)."""
+def copula(key: Key, num_groups: int, size: int, like: Array) -> Array:
+    """[K, n, D] uniforms, negatively coupled within a group: (1 - d)^(n - 1) with d ~ Dirichlet(1, ..., 1)."""
     if size == 2:
-        first = jax.random.uniform(key, like.shape, like.dtype)
-        return jnp.stack([first, 1.0 - first])
-    parts = jax.random.exponential(key, (size, *like.shape), like.dtype)
-    total = jnp.sum(parts, axis=0, keepdims=True)
+        first = jax.random.uniform(key, (num_groups, *like.shape), like.dtype)
+        return jnp.stack([first, 1.0 - first], axis=1)
+    parts = jax.random.exponential(key, (num_groups, size, *like.shape), like.dtype)
+    total = jnp.sum(parts, axis=1, keepdims=True)
     return jnp.clip((total - parts) / total, 0.0) ** (size - 1)
 
 
@@ -87,7 +87,7 @@ def _coupled(name: str, size: int, credit: Credit, paper: str) -> Rule:
         live = family.bernoulli_logits(lam)
         logits = jax.lax.stop_gradient(live)
         noise_key, inner_key = jax.random.split(key)
-        uniforms = jax.vmap(lambda k: copula(k, size, logits))(jax.random.split(noise_key, num_samples))  # [K, n, D]
+        uniforms = copula(noise_key, num_samples, size, logits)
         every = logits[None, None]
         z = threshold(every, uniforms)
         flat = z.reshape(num_samples * size, *logits.shape)
@@ -129,4 +129,5 @@ def _draw_credit(logits: Array, z: Array, uniforms: Array) -> Array:
     both = jnp.clip(2.0 * rare ** (1.0 / (size - 1)) - 1.0, 0.0) ** (size - 1)  # P(two draws both take the rare value)
     share = jnp.where(both > 0.0, both / jnp.where(both > 0.0, rare, 1.0), 0.0)
     scale = jax.nn.sigmoid(jnp.abs(logits)) / (1.0 - share) / (size - 1)
-    return (z - jax.nn.sigmoid(logits)) * scale
+    # The signals of a group add up to nothing, so z minus the group's mean serves for z - p: exactly 0 where all agree.
+    return (z - jnp.mean(z, axis=1, keepdims=True)) * scale

@@ -152,6 +152,11 @@ class Control(NamedTuple):
         return total
 
 
+def score_part(values: Array, controls: Array, away: Array) -> Array:
+    """The mean of (f - c) (z - E z): c is live in the control's parameters, or its variance's gradient would be wrong."""
+    return jnp.tensordot(values - controls, away, axes=1) / values.shape[0]
+
+
 def _relaxed(name: str, paper: str, variate: Control, temperature: float, *, tied: bool) -> Rule:
     if not temperature > 0.0:
         raise ValueError(f"{name}(temperature={temperature!r}): the temperature must be positive.")
@@ -184,8 +189,7 @@ def _relaxed(name: str, paper: str, variate: Control, temperature: float, *, tie
 
         def gradient(control: PyTree) -> Array:
             path, c = jax.grad(difference, has_aux=True)(logits, control)
-            away = drawn.z - site_mean(family, logits)[None]
-            return jnp.tensordot(values - c, away, axes=1) / num_samples + path
+            return score_part(values, c, drawn.z - site_mean(family, logits)[None]) + path
 
         return learned_gradient(objective(values), live, control, gradient), Aux((), mean_aux(aux))
 
