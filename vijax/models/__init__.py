@@ -10,6 +10,7 @@ from vijax.models.logistic_regression import logistic_regression
 from vijax.models.mixture_of_factor_analyzers import mixture_of_factor_analyzers
 from vijax.models.normal_prior import isotropic_normal_prior
 from vijax.models.probabilistic_pca import probabilistic_pca
+from vijax.models.sigmoid_belief_net import recognition_net, sigmoid_belief_net
 from vijax.models.vae import Likelihood, Mlp, bernoulli_pixels, normal_pixels, vae
 
 __all__ = [
@@ -30,5 +31,7 @@ __all__ = [
     "mixture_of_factor_analyzers",
     "normal_pixels",
     "probabilistic_pca",
+    "recognition_net",
+    "sigmoid_belief_net",
     "vae",
 ]
