@@ -62,7 +62,7 @@ def _moments(key: Key, params: Params, state: PyTree, batch: Batch, *, estimator
         mean, squares, loss, count = carry
         grads, losses = jax.vmap(draw)(jax.random.split(key, chunk_size))
         here = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
-        spread = jax.tree.map(lambda g, m: jnp.sum(jnp.square(g - m), axis=0), grads, here)
+        spread = jax.tree.map(lambda g, m: jnp.sum(jnp.square(g - m[None]), axis=0), grads, here)
         after = count + chunk_size
         shift = jax.tree.map(jnp.subtract, here, mean)
         mean = jax.tree.map(lambda m, d: m + d * (chunk_size / after), mean, shift)
