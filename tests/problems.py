@@ -65,7 +65,7 @@ def full() -> Problem:
         return log_normal(z, 0.0, 0.0) + jnp.sum(densities.bernoulli(x, theta["weights"] @ z))
 
     model = models.latent_model(lambda key: {"weights": jnp.eye(2)}, log_joint)
-    return Problem("full", model, guides.amortized(families.full_normal(2), linear_encoder(8, 2)), PAIR_X, 10)
+    return Problem("full", model, guides.amortized(families.full_normal(2), linear_encoder(8, 2)), PAIR_X, 16)
 
 
 def binary() -> Problem:
