@@ -73,7 +73,7 @@ def check_requirements(
             "term that no rule here carries. Use a family on a fixed support and transform inside the log-joint."
         )
     if requires.reparameterized and not all(jax.tree.leaves(family.reparameterized)):
-        blocks = "" if family.blocks is None else f" in blocks {family.reparameterized}"
+        blocks = "" if family.blocks is None else f" in blocks {dict(family.reparameterized)}"
         refuse(
             f"it has no differentiable sampler (reparameterized=False{blocks}), so the path from q's parameters through z "
             "would silently carry a zero gradient."
