@@ -1,0 +1,206 @@
+"""How far is `fit` from a hand-written loop where a step takes microseconds?
+
+Global latents: mean-field and full-rank logistic regression (breast cancer, 569 x 30; synthetic, 569 x 200), eight schools,
+minibatches of 256 out of 100,000, and 1,000 gradient draws. The hand-written loops have their derivatives worked out on
+paper; both sides use Adam and as many samples. Expected: ratios below the column `must`.
+
+    python -m experiments.benchmarks.bayes
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from experiments.benchmarks.pairs import Config, Row, compare, hand_loop, normal_noise, report  # isort: skip
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from sklearn.datasets import load_breast_cancer
+
+import vijax as vj
+from vijax import densities
+
+ADAM = optax.adam(0.01)
+KEY = jax.random.key(1)
+
+
+class Regression(NamedTuple):
+    """Logistic regression data."""
+
+    x: jax.Array  # [N, D], standardised
+    y: jax.Array  # [N] in {0, 1}
+
+
+def cancer() -> Regression:
+    """The 569 tumours of scikit-learn, 30 features."""
+    x, y = load_breast_cancer(return_X_y=True)
+    x = np.asarray(x)
+    return Regression(jnp.asarray((x - x.mean(0)) / x.std(0), jnp.float32), jnp.asarray(y, jnp.float32))
+
+
+def synthetic(num_data: int, dim: int) -> Regression:
+    """Simulated from the model."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(num_data, dim))
+    y = random.random(num_data) < 1.0 / (1.0 + np.exp(-x @ random.normal(size=dim)))
+    return Regression(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
+
+
+def logistic_model() -> vj.Model:
+    """W ~ Normal(0, I), y ~ Bernoulli(sigmoid(w x)). `w @ x`, not `x @ w`: over samples and data it becomes [K, N]."""
+    return vj.models.bayes_model(
+        lambda theta, w: jnp.sum(densities.standard_normal(w)), lambda theta, w, d: densities.bernoulli(d.y, w @ d.x)
+    )
+
+
+def logistic_score(z: jax.Array, data: Regression, scale: float = 1.0) -> jax.Array:
+    """[K, D] derivative of the log-joint in z [K, D]."""
+    return scale * (data.y - jax.nn.sigmoid(z @ data.x.T)) @ data.x - z
+
+
+def mean_field_gradient(score: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Minus the ELBO's pathwise gradient, by hand."""
+
+    def gradient(lam: Any, noise: jax.Array, *data: Any) -> Any:
+        scale = jnp.exp(lam["log_scale"])
+        slope = score(lam["loc"] + scale * noise, *data)
+        return {"loc": -slope.mean(0), "log_scale": -scale * (slope * noise).mean(0) - 1.0}
+
+    return gradient
+
+
+def full_rank_gradient(lam: Any, noise: jax.Array, data: Regression) -> Any:
+    """The same for z = loc + d (I + U) noise."""
+    scale, lower = jnp.exp(lam["log_scale"]), jnp.tril(lam["lower"], -1)
+    mixed = noise + noise @ lower.T
+    slope = logistic_score(lam["loc"] + scale * mixed, data)
+    outer = jnp.tril((slope * scale).T @ noise / noise.shape[0], -1)
+    return {"loc": -slope.mean(0), "log_scale": -scale * (slope * mixed).mean(0) - 1.0, "lower": -outer}
+
+
+def fit_against(name: str, family: vj.Family, data: Any, gradient: Any, num_steps: int, must: float, pairs: int, *, k: int,
+                model: vj.Model | None = None) -> Row:  # fmt: skip
+    """One row: `fit` of a global latent against `hand_loop`."""
+    num_data = jax.tree.leaves(data)[0].shape[0]
+    model = logistic_model() if model is None else model
+    estimator = vj.estimator(model, vj.guides.shared(family), rules=vj.rules.pathwise(), num_samples=k, num_data=num_data)
+    params = estimator.init_params(jax.random.key(0))
+    dim = params.phi["loc"].shape[0]
+    loop = hand_loop(gradient, normal_noise(k, dim), ADAM, num_steps)
+    return compare(
+        name,
+        lambda: vj.fit(KEY, estimator, ADAM, params, data, num_steps=num_steps).params,
+        lambda: loop(KEY, params.phi, data),
+        num_steps=num_steps, must=must, pairs=pairs,
+    )  # fmt: skip
+
+
+def schools_log_joint(w: jax.Array, y: jax.Array, s: jax.Array) -> jax.Array:
+    """Eight schools, non-centred (Rubin 1981): w = (mu, log tau, eta_1..8), up to a constant."""
+    mu, log_tau, eta = w[0], w[1], w[2:]
+    prior = -0.5 * (jnp.square(mu / 5.0) + jnp.square(log_tau) + jnp.sum(jnp.square(eta)))
+    return prior - 0.5 * jnp.sum(jnp.square((y - mu - jnp.exp(log_tau) * eta) / s))
+
+
+def eight_schools(config: Config) -> Row:
+    """All eight schools are one datum of the model, whose latent holds them all."""
+    y = jnp.asarray([[28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]])
+    s = jnp.asarray([[15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]])
+    model = vj.models.bayes_model(lambda theta, w: jnp.zeros(()), lambda theta, w, x: schools_log_joint(w, *x))
+
+    def score(z: jax.Array, data: Any) -> jax.Array:
+        """[K, 10], by hand."""
+        y, s = data
+        mu, tau, eta = z[:, :1], jnp.exp(z[:, 1:2]), z[:, 2:]
+        residual = (y - mu - tau * eta) / jnp.square(s)
+        slope_mu = jnp.sum(residual, axis=1, keepdims=True) - mu / 25.0
+        slope_tau = tau * jnp.sum(residual * eta, axis=1, keepdims=True) - z[:, 1:2]
+        return jnp.concatenate([slope_mu, slope_tau, tau * residual - eta], axis=1)
+
+    return fit_against("eight schools K=10", vj.families.diag_normal(10), (y, s), mean_field_gradient(score), 19200, 1.5,
+                       config.pairs, k=10, model=model)  # fmt: skip
+
+
+def minibatches(config: Config, num_data: int = 100_000, size: int = 256, num_steps: int = 3200) -> Row:
+    """`fit` draws without replacement; the hand-written loop, with it, which is the cheapest there is."""
+    data = synthetic(num_data, 30)
+    estimator = vj.estimator(
+        logistic_model(), vj.guides.shared(vj.families.diag_normal(30)), rules=vj.rules.pathwise(), num_data=num_data
+    )
+    params = estimator.init_params(jax.random.key(0))
+
+    def gradient(lam: Any, noise: Any, data: Regression) -> Any:
+        batch = Regression(data.x[noise[1]], data.y[noise[1]])
+        score = lambda z: logistic_score(z, batch, num_data / size)  # noqa: E731
+        return mean_field_gradient(score)(lam, noise[0])
+
+    def draw(key: jax.Array, steps: int) -> Any:
+        keys = jax.random.split(key)
+        return jax.random.normal(keys[0], (steps, 1, 30)), jax.random.randint(keys[1], (steps, size), 0, num_data)
+
+    loop = hand_loop(gradient, draw, ADAM, num_steps)
+    return compare(
+        f"minibatch logistic N={num_data:,}",
+        lambda: vj.fit(KEY, estimator, ADAM, params, data, num_steps=num_steps, batch_size=size).params,
+        lambda: loop(KEY, params.phi, data),
+        num_steps=num_steps, must=1.25, pairs=config.pairs,
+    )  # fmt: skip
+
+
+def gradient_draws(config: Config, num_draws: int = 1000) -> Row:
+    """`lab.gradient_report` against all draws at once by hand, and their mean and variance. A `step` is one draw."""
+    data, state = cancer(), {"w": ()}
+    estimator = vj.estimator(
+        logistic_model(), vj.guides.shared(vj.families.diag_normal(30)), rules=vj.rules.pathwise(), num_data=569
+    )
+    params, batch = estimator.init_params(jax.random.key(0)), vj.Batch(data, jnp.arange(569))
+
+    @jax.jit
+    def ideal(key: jax.Array, lam: Any, data: Regression) -> Any:
+        noise = jax.random.normal(key, (num_draws, 30))
+        scale = jnp.exp(lam["log_scale"])
+        slope = logistic_score(lam["loc"] + scale * noise, data)
+        grads = {"loc": -slope, "log_scale": -scale * slope * noise - 1.0}
+        return jax.tree.map(lambda g: (g.mean(0), g.var(0, ddof=1)), grads)
+
+    return compare(
+        "1,000 gradient draws",
+        lambda: vj.lab.gradient_report(KEY, estimator, params, state, batch, num_draws=num_draws),
+        lambda: ideal(KEY, params.phi, data),
+        num_steps=num_draws, must=1.25, pairs=config.pairs,
+    )  # fmt: skip
+
+
+def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Name and timing of each."""
+    for k, num_steps, must in ((1, 3200, 1.3), (10, 1280, 1.25), (100, 256, 1.25)):
+        name = f"mean-field logistic K={k}"
+        yield (
+            name,
+            lambda name=name, k=k, n=num_steps, must=must: fit_against(
+                name, vj.families.diag_normal(30), cancer(), mean_field_gradient(logistic_score), n, must, config.pairs, k=k
+            ),
+        )
+    for dim, data, num_steps in ((30, cancer, 2560), (200, lambda: synthetic(569, 200), 512)):
+        name = f"full-rank D={dim}"
+        yield (
+            name,
+            lambda name=name, dim=dim, data=data, n=num_steps: fit_against(
+                name, vj.families.full_normal(dim), data(), full_rank_gradient, n, 1.25, config.pairs, k=1
+            ),
+        )
+    yield "eight schools K=10", lambda: eight_schools(config)
+    yield "minibatch logistic", lambda: minibatches(config)
+    yield "gradient draws", lambda: gradient_draws(config)
+
+
+def main() -> None:
+    """Run, print, write."""
+    config = tyro.cli(Config)
+    report([run() for name, run in workloads(config) if config.only in name], config.json)
+
+
+if __name__ == "__main__":
+    main()
