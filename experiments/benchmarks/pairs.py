@@ -51,8 +51,8 @@ def compare(name: str, ours: Callable[[], Any], ideal: Callable[[], Any], *, num
     first_ours, first_ideal = seconds(ours), seconds(ideal)
     seconds(ours)
     times = [(seconds(ours), seconds(ideal)) for _ in range(pairs)]
-    per_step = [1e6 * median(column) / num_steps for column in zip(*times, strict=True)]
-    return Row(name, *per_step, median(a / b for a, b in times), must, first_ours, first_ideal)
+    ours_us, ideal_us = (1e6 * median(column) / num_steps for column in zip(*times, strict=True))
+    return Row(name, ours_us, ideal_us, median(a / b for a, b in times), must, first_ours, first_ideal)
 
 
 def seconds(call: Callable[[], Any]) -> float:
