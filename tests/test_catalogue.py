@@ -95,7 +95,10 @@ def triples(objectives):
         for name in CATALOGUE:
             known = {OBJECTIVE_OF[name].__name__: OBJECTIVE_OF[name]} if name in OBJECTIVE_OF else objectives
             for label, objective in known.items():
-                yield pytest.param(fixture, name, objective, id=f"{place}-{name}-{label}")
+                # A second family of the same kind, and a second objective on mixed latents, wait for the long sweep.
+                long = place == "sites" or (label != "elbo" and place not in ("bernoulli", "normal"))
+                marks = [pytest.mark.slow] if long else []
+                yield pytest.param(fixture, name, objective, id=f"{place}-{name}-{label}", marks=marks)
 
 
 def is_legal(fixture, rule, objective) -> bool:
