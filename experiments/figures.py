@@ -24,7 +24,6 @@ STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
 
@@ -53,7 +52,7 @@ def learning_curve(axes: Axes, epoch: np.ndarray, train: np.ndarray, test: np.nd
         axes.set_ylim(low - 0.15 * (high - low), high + 0.05 * (high - low))
     axes.set_xlim(0, epoch[-1])
     axes.set(xlabel="epoch", ylabel=unit)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", frameon=False)
 
 
 def lines(axes: Axes, series: dict[str, tuple[np.ndarray, np.ndarray]], *, marker: str | None = None) -> None:
@@ -97,7 +96,7 @@ def latent_map(axes: Axes, points: np.ndarray, label: np.ndarray, names: list[st
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     axes.set_aspect("equal", adjustable="datalim")
     if few:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6, handletextpad=0.1)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.6, handletextpad=0.1)
 
 
 def histogram(axes: Axes, train: np.ndarray, test: np.ndarray, *, unit: str) -> None:
@@ -111,7 +110,8 @@ def histogram(axes: Axes, train: np.ndarray, test: np.ndarray, *, unit: str) -> 
         axes.hist(inside, bins=bins, density=True, color=colour, histtype="step", linewidth=1.3)
         axes.axvline(values.mean(), color=colour, linestyle="--", linewidth=1.2)
     axes.set(xlabel=unit, ylabel="density of images")
-    axes.legend(loc="upper left")
+    axes.set_ylim(0.0, 1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(loc="upper left", frameon=False)
 
 
 def plane(means: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
