@@ -108,7 +108,7 @@ def histogram(axes: Axes, train: np.ndarray, test: np.ndarray, *, unit: str) -> 
         inside = np.clip(values, bins[0], bins[-1])  # the few below the first bin are counted in it
         axes.hist(inside, bins=bins, density=True, color=colour, alpha=0.35, label=label)
         axes.hist(inside, bins=bins, density=True, color=colour, histtype="step", linewidth=1.3)
-        axes.axvline(values.mean(), color=colour, linestyle="--", linewidth=1.2)
+        axes.axvline(values.mean(), ymax=0.76, color=colour, linestyle="--", linewidth=1.2)
     axes.set(xlabel=unit, ylabel="density of images")
     axes.set_ylim(0.0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.legend(loc="upper left", frameon=False)
