@@ -15,7 +15,7 @@ import optax
 from tqdm.auto import tqdm
 
 from vijax import rowwise
-from vijax.loop import Carry, Program, current_params, fresh_copy, run_chunk, start, step_key, take_batch
+from vijax.loop import Carry, Program, current_params, run_chunk, start, step_key, take_batch
 from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
 
 CHUNK_SECONDS, FIRST_CHUNK, MAX_CHUNK = 0.5, 100, 10_000  # without a chunk_size: what to aim at, where to begin, the most
@@ -94,7 +94,7 @@ def fit(
         loop, Hoffman et al. 2013).
       record_every: the loss is computed at every so many steps; every step costs up to 2x (the likelihood's value).
       chunk_size: steps per compiled call, between which progress and callbacks run and Ctrl-C is seen; None for as many as
-        take about half a second (100 where batches come from an iterator). The result does not depend on it.
+        take about half a second (100 where batches come from an iterator). The result depends on it by rounding alone.
       skip_nonfinite: drop and count steps with a non-finite gradient; otherwise they raise.
       callbacks: called between chunks; a true return value stops the run.
       resume: a former result to continue; `params` is then ignored.
@@ -110,9 +110,9 @@ def fit(
     planned = min(most, -(-FIRST_CHUNK // record_every) * record_every) if adapt else most
     program = Program(
         estimator, optimizer, row_optimizer, None if outside else batch_size, outside, record_every, most, local_steps,
-        skip_nonfinite,
+        careful=skip_nonfinite,
     )  # fmt: skip
-    carry = start(key, params, program=program) if resume is None else fresh_copy(resume.carry)
+    carry = start(key, params, program=program) if resume is None else resume.carry
     begin = 0 if resume is None else resume.num_steps
     history = History(np.zeros(0, int), np.zeros(0)) if resume is None else resume.history
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
@@ -123,17 +123,13 @@ def fit(
             chunk, size = _next_batches(data, size, most) if outside else (data, size)
             if size == 0:
                 break
-            carry, losses = run_chunk(key, carry, chunk, np.int32(size), program=program)
+            carry, losses = _run_checked(key, carry, chunk, size, program)
             history = _extend(history, begin + done, np.asarray(losses), size, record_every)
             if adapt:  # the first call compiles, which asks for a short second one: the third then fits
                 fitting = int(size * CHUNK_SECONDS / (time.perf_counter() - chunk_began)) // record_every * record_every
                 planned = min(max(fitting, record_every), most)
-            bad_step = int(carry.bad_step)
-            if bad_step >= 0 and not skip_nonfinite:
-                good = carry._replace(step=jnp.int32(bad_step), bad_step=jnp.int32(-1), num_skipped=carry.num_skipped * 0)
-                kept = History(*(values[history.step < bad_step] for values in history))
-                result = _result(good, program, kept, bad_step, stopped=True)
-                raise NonFiniteError(_diagnose(key, good, chunk, begin + done, program), result)
+            if not skip_nonfinite and carry.bad_step >= 0:
+                raise _non_finite(key, carry, chunk, history, begin + done, program)
             done += size
             bar.update(size)
             bar.set_postfix_str(f"bound/datum {-history.loss[-1] / estimator.num_data:.4g}")
@@ -147,8 +143,29 @@ def fit(
     return _result(carry, program, history, begin + done, stopped=stop)
 
 
+def _run_checked(key: Key, carry: Carry, data: PyTree, size: int, program: Program) -> tuple[Carry, np.ndarray]:
+    """A chunk; once more with every step checked if something in it may not have been finite."""
+    after, losses = run_chunk(key, carry, data, np.int32(size), program=program)
+    if after.bad_step >= 0 and not program.careful:
+        careful = program._replace(careful=True)
+        after, losses = run_chunk(key, carry, data, np.int32(size), program=careful)
+        if after.bad_step >= 0:  # up to there, and no further
+            good = np.int32(after.bad_step - carry.step)
+            bad_step, (after, losses) = after.bad_step, run_chunk(key, carry, data, good, program=careful)
+            after = after._replace(bad_step=bad_step)
+    return after, np.asarray(losses)
+
+
+def _non_finite(key: Key, carry: Carry, data: PyTree, history: History, first: int, program: Program) -> NonFiniteError:
+    """The error whose `result` is the state just before `carry.bad_step`."""
+    bad_step, good = int(carry.bad_step), carry._replace(bad_step=np.int32(-1))
+    kept = History(*(values[history.step < bad_step] for values in history))
+    result = _result(good, program, kept, bad_step, stopped=True)
+    return NonFiniteError(_diagnose(key, good, data, first, program), result)
+
+
 def _result(carry: Carry, program: Program, history: History, num_steps: int, *, stopped: bool) -> FitResult:
-    # Without tables the params are up to date as they are, and `resume` copies before it donates.
+    # Without tables the params are up to date as they are.
     lagging = any(jax.tree.leaves(program.estimator.tables(carry.params)))
     params = current_params(carry, program=program) if lagging else carry.params
     opt_state = {"optimizer": carry.opt_state, "rows": carry.row_state}

@@ -27,7 +27,7 @@ class Program(NamedTuple):
     record_every: int
     chunk_size: int
     local_steps: int
-    skip_nonfinite: bool
+    careful: bool  # is every step checked before it is applied? If not, the chunk says afterwards whether to look again
 
 
 class Carry(NamedTuple):
@@ -38,27 +38,28 @@ class Carry(NamedTuple):
     row_state: PyTree
     state: PyTree  # the estimator's
     step: Array  # [] int32
-    bad_step: Array  # [] int32: first step with a non-finite gradient, -1 if none
-    num_skipped: Array  # [] int32
+    bad_step: Array  # [] int32: first step with a non-finite gradient (or one that may be, if not careful), -1 if none
+    num_skipped: Array  # [] int32: steps that were not applied, the careful program only
 
 
 @functools.partial(jax.jit, static_argnames="program")
 def start(key: Key, params: Params, *, program: Program) -> Carry:
-    """The carry before the first step. Everything in it is a fresh copy, so later donation never touches the caller's."""
+    """The carry before the first step."""
     estimator = program.estimator
     table, rest = tables.split(estimator.tables(params), params)
     row_state = program.row_optimizer.init(table) if jax.tree.leaves(table) else ()
     zero = jnp.zeros((), jnp.int32)
     carry = Carry(params, program.optimizer.init(rest), row_state, estimator.init(key, params), zero, zero - 1, zero)
     # Strong types throughout, as the steps return them: a weak one would compile the next call once more.
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(jnp.copy(leaf), leaf.dtype), carry)
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), carry)
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="carry")
+@functools.partial(jax.jit, static_argnames="program")
 def run_chunk(key: Key, carry: Carry, data: PyTree, num_steps: Array, *, program: Program) -> tuple[Carry, Array]:
     """`num_steps` <= chunk_size further steps; returns the loss at every `record_every`-th of them, padded with NaN.
 
-    A block of steps draws its random numbers at once. Between records the loss is not used, so the compiler drops whatever
+    The carry is not donated: it is the last good state until the new one is known to be good. A block of steps draws its
+    random numbers at once. Between records the loss is not used, so the compiler drops whatever
     only it needs.
     """
     first, every = carry.step, min(program.record_every, program.chunk_size)
@@ -92,20 +93,14 @@ def run_chunk(key: Key, carry: Carry, data: PyTree, num_steps: Array, *, program
     return carry._replace(step=first + num_steps), losses
 
 
-@jax.jit
-def fresh_copy(tree: PyTree) -> PyTree:
-    """A copy that may be donated."""
-    return jax.tree.map(jnp.copy, tree)
-
-
 @functools.partial(jax.jit, static_argnames="program")
 def current_params(carry: Carry, *, program: Program) -> Params:
-    """A copy of the params with every table row brought up to the present step."""
+    """The params, with every table row brought up to the present step."""
     is_table = program.estimator.tables(carry.params)
     table, rest = tables.split(is_table, carry.params)
     if jax.tree.leaves(table):
         table, _ = program.row_optimizer.catch_up(table, carry.row_state, carry.step * program.local_steps)
-    return jax.tree.map(jnp.copy, tables.join(table, rest))
+    return tables.join(table, rest)
 
 
 def take_batch(key: Key, step: Array, data: PyTree, slot: Array, program: Program) -> Batch:
@@ -153,11 +148,12 @@ def _step(key: Key, step: Array, carry: Carry, data: PyTree, slot: Array, progra
     updates, opt_state = program.optimizer.update(tables.split(is_table, estimate.grads)[1], carry.opt_state, rest)
     after = (optax.apply_updates(rest, updates), opt_state, state, rows, row_state)
 
-    finite = all_finite(estimate.grads) if program.local_steps == 1 else all_finite((estimate.grads, rows))
-    apply = finite if program.skip_nonfinite else finite & (carry.bad_step < 0)
-    rest, opt_state, state, rows, row_state = jax.tree.map(
-        lambda new, old: jnp.where(apply, new, old), after, (rest, carry.opt_state, carry.state, *before)
-    )
+    checked = (estimate.grads, rows) if program.local_steps > 1 else estimate.grads
+    finite = all_finite(checked) if program.careful else squares_finite(checked)
+    if program.careful:
+        before = (rest, carry.opt_state, carry.state, *before)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    rest, opt_state, state, rows, row_state = after
     table, row_state = tables.scatter((table, carry.row_state), batch.index, (rows, row_state))
     bad_step = jnp.where((carry.bad_step < 0) & ~finite, step, carry.bad_step)
     skipped = carry.num_skipped + jnp.where(finite, 0, 1)
@@ -168,3 +164,8 @@ def all_finite(tree: PyTree) -> Array:
     """[] bool: is every element of every leaf finite?"""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return functools.reduce(jnp.logical_and, leaves, jnp.bool_(True))  # noqa: FBT003
+
+
+def squares_finite(tree: PyTree) -> Array:
+    """[] bool: False if any element is not finite; also if the sum of squares overflows. One fast pass, as a dot product."""
+    return jnp.isfinite(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
