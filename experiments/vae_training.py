@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -67,8 +68,8 @@ def binarized(estimator: vj.Estimator) -> vj.Estimator:
     return estimator._replace(estimate=visit(estimator.estimate), estimate_rows=visit(estimator.estimate_rows))
 
 
-def train(key: Key, config: Any, job: Any) -> Trained:
-    """Fit theta and phi on the training images, with a learning curve of both splits."""
+def train(key: Key, config: Any, job: Any, test: "HeldOut | None") -> Trained:
+    """Fit theta and phi on the training images, with a learning curve of both splits; `test` from `held_out_fitter`."""
     num_data = len(job.train_x)
     per_epoch = steps_per_epoch(num_data, config.batch_size)
     num_steps = config.epochs * per_epoch
@@ -77,18 +78,15 @@ def train(key: Key, config: Any, job: Any) -> Trained:
     estimator = make_estimator(job, guide, num_data)
     estimator = binarized(estimator) if config.binarize == "dynamic" else estimator
     init_key, fit_key, curve_key = jax.random.split(key, 3)
-    evaluate = curve_evaluator(curve_key, config, job, guide)
+    evaluate = curve_evaluator(curve_key, job, guide, test)
     curve: list[tuple[float, float, float]] = []
     chunks: list[tuple[int, float]] = []  # steps, seconds
-    to_first_step: list[int] = []
     bar = harness.progress_bar(config.epochs, "train", "epoch")
     with harness.compilations() as compiled, bar:
         began = mark = time.perf_counter()
 
         def watch(seen: Progress) -> None:
             nonlocal mark
-            if not chunks:
-                to_first_step.append(compiled.count)
             steps_before = sum(steps for steps, _ in chunks)
             chunks.append((seen.step - steps_before, time.perf_counter() - mark))
             epoch = seen.step / per_epoch
@@ -111,17 +109,16 @@ def train(key: Key, config: Any, job: Any) -> Trained:
     first_steps, first_seconds = chunks[0]
     epoch, train_curve, test_curve = np.asarray(curve).T
     return Trained(
-        guide, result.params, epoch, train_curve, test_curve, to_first_step[0], first_seconds - per_step * first_steps,
-        per_step * per_epoch, seconds, result.interrupted,
+        guide, result.params, epoch, train_curve, test_curve, compiled.up_to("run_chunk"),
+        first_seconds - per_step * first_steps, per_step * per_epoch, seconds, result.interrupted,
     )  # fmt: skip
 
 
-def curve_evaluator(key: Key, config: Any, job: Any, guide: vj.Guide):
+def curve_evaluator(key: Key, job: Any, guide: vj.Guide, test: "HeldOut | None"):
     """Params -> ELBO of (train, test) in nats per image, on fixed images and noise.
 
     Rows phi_i of test images are carried on from one evaluation to the next, theta frozen at its present value.
     """
-    fit_test, test_guide = test_fitter(config, job, steps=min(CURVE_TEST_STEPS, config.test_steps))
     phi: list[Any] = []
     train_x, test_x = job.scored_train, job.scored_test
 
@@ -129,38 +126,44 @@ def curve_evaluator(key: Key, config: Any, job: Any, guide: vj.Guide):
         return float(np.mean(np.asarray(score(key, job.model, guide, params, x, CURVE_SAMPLES).elbo)))
 
     def evaluate(params: vj.Params) -> tuple[float, float]:
-        if test_guide is None or fit_test is None:
+        if test is None:
             return elbo(guide, params, train_x), elbo(guide, params, test_x)
-        phi[:] = [fit_test(key, params, phi[0] if phi else None).phi]
-        return elbo(guide, params, train_x), elbo(test_guide, params._replace(phi=phi[0]), test_x)
+        phi[:] = [test.fit(key, params, phi[0] if phi else None, CURVE_TEST_STEPS).phi]
+        return elbo(guide, params, train_x), elbo(test.guide, params._replace(phi=phi[0]), test_x)
 
     return evaluate
 
 
-def test_fitter(config: Any, job: Any, *, steps: int):
-    """(fit, guide) for rows phi_i of the test images with theta frozen; (None, None) for an encoder, which needs no fit."""
+class HeldOut(NamedTuple):
+    """Rows phi_i for test images; one compilation serves the learning curve and the final fit."""
+
+    guide: vj.Guide
+    fit: Callable[..., vj.Params]  # (key, params, phi or None for new rows, steps) -> params with phi fitted, theta as it was
+
+
+def held_out_fitter(config: Any, job: Any) -> HeldOut | None:
+    """Inference for the test images with theta frozen; None for an encoder, which needs none."""
     if config.guide == "amortized":
-        return None, None
+        return None
     guide = make_guide(config, job.model, job.scored_test)
     estimator = make_estimator(job, guide, len(job.scored_test))
-    frozen, rows = optax.set_to_zero(), vj.rowwise.adam(optax.cosine_decay_schedule(config.row_learning_rate, steps))
+    frozen = optax.set_to_zero()
+    rows = vj.rowwise.adam(optax.cosine_decay_schedule(config.row_learning_rate, config.test_steps))
 
-    def fit(key: Key, params: vj.Params, phi: Any = None) -> vj.Params:
-        phi = jax.jit(guide.init)(key) if phi is None else phi
-        start = params._replace(phi=phi)
+    def fit(key: Key, params: vj.Params, phi: Any, steps: int) -> vj.Params:
+        start = params._replace(phi=jax.jit(guide.init)(key) if phi is None else phi)
         return vj.fit(
             key, estimator, frozen, start, job.scored_test, num_steps=steps, row_optimizer=rows, record_every=50, chunk_size=50
         ).params
 
-    return fit, guide
+    return HeldOut(guide, fit)
 
 
-def infer_test(key: Key, config: Any, job: Any, trained: Trained) -> tuple[vj.Guide, vj.Params]:
+def infer_test(key: Key, config: Any, test: HeldOut | None, trained: Trained) -> tuple[vj.Guide, vj.Params]:
     """Guide and params for the test images: the encoder as it is, or new rows phi_i fitted with theta frozen."""
-    fit, guide = test_fitter(config, job, steps=config.test_steps)
-    if fit is None or guide is None:
+    if test is None:
         return trained.guide, trained.params
-    return guide, fit(key, trained.params)
+    return test.guide, test.fit(key, trained.params, None, config.test_steps)
 
 
 def score(

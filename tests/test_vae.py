@@ -48,7 +48,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(which, request):
     for path in (folder / "figures").iterdir():
         grey = np.asarray(Image.open(path).convert("L"))
         assert min(grey.shape) > 200 and grey.std() > 5  # not blank
-    assert metrics["compilations"] <= 4  # parameters, the loop's start, its steps; and reading the parameters out
+    assert 1 <= metrics["compilations"] <= 3  # parameters, the loop's start, its steps
     assert metrics["compile_seconds"] > 0 and metrics["seconds_per_epoch"] > 0
 
 
@@ -79,12 +79,14 @@ def test_figures_are_drawn_again_from_the_folder_alone(folder, tmp_path):
 def test_theta_is_frozen_while_rows_of_test_images_are_fitted():
     config = dataclasses.replace(vae.smoke_settings(vae.Config(guide="per_datapoint")), max_scored=32, test_steps=100)
     job = vae.build(config)
-    fit, guide = vae_training.test_fitter(config, job, steps=100)
+    held_out = vae_training.held_out_fitter(config, job)
+    assert held_out is not None
+    guide = held_out.guide
     estimator = vae_training.make_estimator(job, guide, 32)
     before = estimator.init_params(jax.random.key(0))
-    after = fit(jax.random.key(1), before, before.phi)
+    after = held_out.fit(jax.random.key(1), before, before.phi, 100)
     jax.tree.map(np.testing.assert_array_equal, before.theta, after.theta)
-    score = [vae_training.score(jax.random.key(2), job.model, guide, p, job.scored_test, 100).elbo for p in (before, after)]
+    score = [vae_training.score(jax.random.key(2), job.model, guide, p, job.scored_test, 10).elbo for p in (before, after)]
     assert stats.ttest_rel(*score).statistic < -5  # and the bound of the same images has risen
 
 
