@@ -172,7 +172,7 @@ def report(metrics: dict[str, Any]) -> str:
     if m["share_uncertain"] > 0.05:
         lines.append(f"  Careful: {m['share_uncertain']:.1%} of the images have a sampling error above 0.5 nats: too low.")
     lines.append(
-        f"  {m['compile_seconds']:.2f} s to compile ({m['compilations']} programs to the first step), "
+        f"  {m['compile_seconds']:.2f} s to compile ({m['compilations']} programs), "
         f"{m['seconds_per_epoch']:.4f} s per epoch, {m['training_seconds']:.1f} s to train with the learning curve"
     )
     return "\n".join(lines)

@@ -31,7 +31,7 @@ class Trained(NamedTuple):
     epoch: np.ndarray  # [T]
     train_curve: np.ndarray  # [T] ELBO, nats per image
     test_curve: np.ndarray  # [T]
-    compilations: int  # to the first step
+    compilations: int  # until the first chunk's result was read: its steps take 3, the reading a few small ones
     compile_seconds: float  # first chunk's time above a usual chunk's: initialisation, tracing and compiling
     seconds_per_epoch: float  # median, without the learning curve's evaluations
     seconds: float  # all of it
@@ -80,6 +80,7 @@ def train(key: Key, config: Any, job: Any, test: "HeldOut | None") -> Trained:
     init_key, fit_key, curve_key = jax.random.split(key, 3)
     evaluate = curve_evaluator(curve_key, job, guide, test)
     curve: list[tuple[float, float, float]] = []
+    to_first_look: list[int] = []
     chunks: list[tuple[int, float]] = []  # steps, seconds
     bar = harness.progress_bar(config.epochs, "train", "epoch")
     with harness.compilations() as compiled, bar:
@@ -87,6 +88,7 @@ def train(key: Key, config: Any, job: Any, test: "HeldOut | None") -> Trained:
 
         def watch(seen: Progress) -> None:
             nonlocal mark
+            to_first_look.append(compiled.count)
             steps_before = sum(steps for steps, _ in chunks)
             chunks.append((seen.step - steps_before, time.perf_counter() - mark))
             epoch = seen.step / per_epoch
@@ -109,7 +111,7 @@ def train(key: Key, config: Any, job: Any, test: "HeldOut | None") -> Trained:
     first_steps, first_seconds = chunks[0]
     epoch, train_curve, test_curve = np.asarray(curve).T
     return Trained(
-        guide, result.params, epoch, train_curve, test_curve, compiled.up_to("run_chunk"),
+        guide, result.params, epoch, train_curve, test_curve, to_first_look[0],
         first_seconds - per_step * first_steps, per_step * per_epoch, seconds, result.interrupted,
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(which, request):
     for path in (folder / "figures").iterdir():
         grey = np.asarray(Image.open(path).convert("L"))
         assert min(grey.shape) > 200 and grey.std() > 5  # not blank
-    assert 1 <= metrics["compilations"] <= 3  # parameters, the loop's start, its steps
+    assert 3 <= metrics["compilations"] <= 6  # parameters, the loop's start, its steps; what reads the first result
     assert metrics["compile_seconds"] > 0 and metrics["seconds_per_epoch"] > 0
 
 
