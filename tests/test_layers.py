@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A module may import modules of lower levels only; within a folder, see FOLDERS.
 LEVELS = [
     {"types"},
-    {"densities"},
+    {"densities", "interrupt"},
     {"objectives", "networks", "tables", "families", "noise", "hoist"},
     {"baselines", "path_weights"},
     {"rules", "guides"},
@@ -18,10 +18,10 @@ LEVELS = [
     {"estimators", "wake_sleep"},
     {"rowwise", "minibatch"},
     {"loop"},
-    {"fit", "lab", "diagnostics", "checkpoint", "parallel", "catalogue"},
+    {"fit", "lab", "diagnostics", "catalogue"},
 ]
 FOLDERS = {"families": {"base"}, "rules": {"base"}, "models": {"base"}}  # what their own files may import beside each other
-BATCHES = {"estimators", "loop", "fit", "lab", "diagnostics", "parallel", "rowwise", "minibatch", "wake_sleep"}
+BATCHES = {"estimators", "loop", "fit", "lab", "diagnostics", "rowwise", "minibatch", "wake_sleep"}
 
 
 def module_of(path):

@@ -1,11 +1,8 @@
 """`fit`: the optimisation loop. The host's part: chunks, progress, callbacks, interruption, bad numbers."""
 
 import itertools
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +12,8 @@ import optax
 from tqdm.auto import tqdm
 
 from vijax import rowwise
-from vijax.loop import Carry, Program, current_params, run_chunk, start, step_key, take_batch
+from vijax.interrupt import interruptible
+from vijax.loop import Carry, Program, fresh_copy, row_layout, run_chunk, start, step_key, take_batch, whole_params
 from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
 
 CHUNK_SECONDS, FIRST_CHUNK, MAX_CHUNK = 0.5, 100, 10_000  # without a chunk_size: what to aim at, where to begin, the most
@@ -108,16 +106,17 @@ def fit(
     adapt = chunk_size is None and not outside
     most = chunk_size or max(1, (MAX_CHUNK if adapt else FIRST_CHUNK) // record_every) * record_every
     planned = min(most, -(-FIRST_CHUNK // record_every) * record_every) if adapt else most
+    layout = row_layout(estimator, row_optimizer, params)
     program = Program(
-        estimator, optimizer, row_optimizer, None if outside else batch_size, outside, record_every, most, local_steps,
-        careful=skip_nonfinite,
+        estimator, optimizer, row_optimizer, None if outside else batch_size, outside, record_every, most, local_steps, layout,
+        careful=skip_nonfinite or layout is not None, skip_nonfinite=skip_nonfinite,
     )  # fmt: skip
-    carry = start(key, params, program=program) if resume is None else resume.carry
+    carry = start(key, params, program=program) if resume is None else fresh_copy(resume.carry)
     begin = 0 if resume is None else resume.num_steps
     history = History(np.zeros(0, int), np.zeros(0)) if resume is None else resume.history
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
     done, stop, began = 0, False, time.perf_counter()
-    with _interruptible() as interrupted, bar:
+    with interruptible() as interrupted, bar:
         while done < num_steps and not stop:
             size, chunk_began = min(planned, num_steps - done), time.perf_counter()
             chunk, size = _next_batches(data, size, most) if outside else (data, size)
@@ -128,7 +127,7 @@ def fit(
             if adapt:  # the first call compiles, which asks for a short second one: the third then fits
                 fitting = int(size * CHUNK_SECONDS / (time.perf_counter() - chunk_began)) // record_every * record_every
                 planned = min(max(fitting, record_every), most)
-            if not skip_nonfinite and carry.bad_step >= 0:
+            if not skip_nonfinite and int(carry.bad_step) >= 0:
                 raise _non_finite(key, carry, chunk, history, begin + done, program)
             done += size
             bar.update(size)
@@ -136,7 +135,7 @@ def fit(
             stop = bool(interrupted)
             if callbacks:
                 seen = Progress(
-                    begin + done, current_params(carry, program=program), jax.device_get(carry.state), history,
+                    begin + done, whole_params(carry, program=program)[0], jax.device_get(carry.state), history,
                     time.perf_counter() - began,
                 )  # fmt: skip
                 stop = any([bool(callback(seen)) for callback in callbacks]) or stop
@@ -145,30 +144,24 @@ def fit(
 
 def _run_checked(key: Key, carry: Carry, data: PyTree, size: int, program: Program) -> tuple[Carry, np.ndarray]:
     """A chunk; once more with every step checked if something in it may not have been finite."""
-    after, losses = run_chunk(key, carry, data, np.int32(size), program=program)
-    if after.bad_step >= 0 and not program.careful:
-        careful = program._replace(careful=True)
-        after, losses = run_chunk(key, carry, data, np.int32(size), program=careful)
-        if after.bad_step >= 0:  # up to there, and no further
-            good = np.int32(after.bad_step - carry.step)
-            bad_step, (after, losses) = after.bad_step, run_chunk(key, carry, data, good, program=careful)
-            after = after._replace(bad_step=bad_step)
+    after, losses = run_chunk(key, carry, data, size, program=program)
+    if not program.careful and int(after.bad_step) >= 0:
+        after, losses = run_chunk(key, carry, data, size, program=program._replace(careful=True))
     return after, np.asarray(losses)
 
 
 def _non_finite(key: Key, carry: Carry, data: PyTree, history: History, first: int, program: Program) -> NonFiniteError:
     """The error whose `result` is the state just before `carry.bad_step`."""
-    bad_step, good = int(carry.bad_step), carry._replace(bad_step=np.int32(-1))
+    bad_step = int(carry.bad_step)
+    good = carry._replace(step=jnp.int32(bad_step), bad_step=jnp.int32(-1), num_skipped=jnp.int32(0))
     kept = History(*(values[history.step < bad_step] for values in history))
     result = _result(good, program, kept, bad_step, stopped=True)
     return NonFiniteError(_diagnose(key, good, data, first, program), result)
 
 
 def _result(carry: Carry, program: Program, history: History, num_steps: int, *, stopped: bool) -> FitResult:
-    # Without tables the params are up to date as they are.
-    lagging = any(jax.tree.leaves(program.estimator.tables(carry.params)))
-    params = current_params(carry, program=program) if lagging else carry.params
-    opt_state = {"optimizer": carry.opt_state, "rows": carry.row_state}
+    params, row_state = whole_params(carry, program=program) if program.layout else (carry.params, ())
+    opt_state = {"optimizer": carry.opt_state, "rows": row_state}
     return FitResult(params, opt_state, carry.state, history, num_steps, int(carry.num_skipped), stopped, carry)
 
 
@@ -192,7 +185,7 @@ def _next_batches(data: Iterator[Batch], size: int, chunk_size: int) -> tuple[Py
 def _diagnose(key: Key, carry: Carry, data: PyTree, first: int, program: Program) -> str:
     """Which leaves and which rows went wrong, by taking the bad step's estimate again, then one datum at a time."""
     estimator, step = program.estimator, int(carry.step)
-    params = current_params(carry, program=program)
+    params = whole_params(carry, program=program)[0]
     batch = take_batch(key, carry.step, data, carry.step - first, program)
     noise = step_key(key, carry.step * program.local_steps)
     estimate = jax.jit(lambda p, b: estimator.estimate(noise, p, carry.state, b)[0])
@@ -219,26 +212,6 @@ def _diagnose(key: Key, carry: Carry, data: PyTree, first: int, program: Program
         "step is in this error's `result`. Look at those rows and at scales near 0; skip_nonfinite=True drops such steps and "
         "counts them."
     )
-
-
-@contextmanager
-def _interruptible():
-    """Yields a list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once. Main thread only."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-
-    def note(number, frame):
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _check(estimator, data, batch_size, num_steps, record_every, chunk_size, local_steps, outside) -> None:

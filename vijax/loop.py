@@ -1,10 +1,11 @@
 """The device program behind `fit`: many optimisation steps in one compiled call. No host code lives here."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vijax import tables
@@ -27,41 +28,54 @@ class Program(NamedTuple):
     record_every: int
     chunk_size: int
     local_steps: int
+    layout: tables.Layout | None  # of the packed rows, if the params have tables
     careful: bool  # is every step checked before it is applied? If not, the chunk says afterwards whether to look again
+    skip_nonfinite: bool  # careful: go on after a bad step? If not, nothing moves any more
 
 
 class Carry(NamedTuple):
     """The whole state of a run; a run continued from it equals one that never stopped."""
 
-    params: Params  # tables may lag behind: see `current_params`
-    opt_state: PyTree
-    row_state: PyTree
+    params: Params  # without the tables (None)
+    opt_state: PyTree  # of those
+    words: Array | tuple[()]  # [N, W] the tables and their optimiser state, packed; rows may lag behind, see `whole_params`
     state: PyTree  # the estimator's
     step: Array  # [] int32
     bad_step: Array  # [] int32: first step with a non-finite gradient (or one that may be, if not careful), -1 if none
     num_skipped: Array  # [] int32: steps that were not applied, the careful program only
 
 
+def row_layout(estimator: Estimator, row_optimizer: RowOptimizer, params: Params) -> tables.Layout | None:
+    """How rows of the tables in `params` and of their optimiser state are packed; None if there are no tables."""
+    table, _ = tables.split(estimator.tables(params), params)
+    if not jax.tree.leaves(table):
+        return None
+    return tables.layout(jax.eval_shape(lambda: (table, row_optimizer.init(table))))
+
+
 @functools.partial(jax.jit, static_argnames="program")
 def start(key: Key, params: Params, *, program: Program) -> Carry:
     """The carry before the first step."""
-    estimator = program.estimator
-    table, rest = tables.split(estimator.tables(params), params)
-    row_state = program.row_optimizer.init(table) if jax.tree.leaves(table) else ()
+    table, rest = tables.split(program.estimator.tables(params), params)
+    words = tables.pack((table, program.row_optimizer.init(table))) if program.layout else ()
     zero = jnp.zeros((), jnp.int32)
-    carry = Carry(params, program.optimizer.init(rest), row_state, estimator.init(key, params), zero, zero - 1, zero)
+    carry = Carry(rest, program.optimizer.init(rest), words, program.estimator.init(key, params), zero, zero - 1, zero)
     # Strong types throughout, as the steps return them: a weak one would compile the next call once more.
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), carry)
 
 
-@functools.partial(jax.jit, static_argnames="program")
-def run_chunk(key: Key, carry: Carry, data: PyTree, num_steps: Array, *, program: Program) -> tuple[Carry, Array]:
+def run_chunk(key: Key, carry: Carry, data: PyTree, num_steps: int, *, program: Program) -> tuple[Carry, Array]:
     """`num_steps` <= chunk_size further steps; returns the loss at every `record_every`-th of them, padded with NaN.
 
-    The carry is not donated: it is the last good state until the new one is known to be good. A block of steps draws its
-    random numbers at once. Between records the loss is not used, so the compiler drops whatever
-    only it needs.
+    The carry is consumed if there are tables, whose copies would cost as much as all steps. Otherwise it is left as the last
+    good state until the new one is known to be good.
     """
+    run = _run_in_place if program.layout else _run
+    return run(key, carry, data, np.int32(num_steps), program=program)
+
+
+def _chunk(key: Key, carry: Carry, data: PyTree, num_steps: Array, *, program: Program) -> tuple[Carry, Array]:
+    """Random numbers are drawn a block of steps at once. Between records the compiler drops what only the loss needs."""
     first, every = carry.step, min(program.record_every, program.chunk_size)
     num_records = -(-program.chunk_size // every)
 
@@ -93,14 +107,24 @@ def run_chunk(key: Key, carry: Carry, data: PyTree, num_steps: Array, *, program
     return carry._replace(step=first + num_steps), losses
 
 
+_run = jax.jit(_chunk, static_argnames="program")
+_run_in_place = jax.jit(_chunk, static_argnames="program", donate_argnames="carry")
+
+
+@jax.jit
+def fresh_copy(carry: Carry) -> Carry:
+    """A copy that may be consumed."""
+    return jax.tree.map(jnp.copy, carry)
+
+
 @functools.partial(jax.jit, static_argnames="program")
-def current_params(carry: Carry, *, program: Program) -> Params:
-    """The params, with every table row brought up to the present step."""
-    is_table = program.estimator.tables(carry.params)
-    table, rest = tables.split(is_table, carry.params)
-    if jax.tree.leaves(table):
-        table, _ = program.row_optimizer.catch_up(table, carry.row_state, carry.step * program.local_steps)
-    return tables.join(table, rest)
+def whole_params(carry: Carry, *, program: Program) -> tuple[Params, PyTree]:
+    """(params with every table, the rows' optimiser state), every row brought up to the present step; copies."""
+    if program.layout is None or isinstance(carry.words, tuple):
+        return jax.tree.map(jnp.copy, carry.params), ()
+    table, row_state = tables.unpack(carry.words, program.layout)
+    table, row_state = program.row_optimizer.catch_up(table, row_state, carry.step * program.local_steps)
+    return jax.tree.map(jnp.copy, tables.join(table, carry.params)), row_state
 
 
 def take_batch(key: Key, step: Array, data: PyTree, slot: Array, program: Program) -> Batch:
@@ -122,42 +146,41 @@ def step_key(key: Key, clock: Array) -> Key:
 def _step(key: Key, step: Array, carry: Carry, data: PyTree, slot: Array, program: Program) -> tuple[Carry, Array]:
     """One optimisation step, and its loss. `carry.step` is left to the caller, who knows it without adding."""
     estimator, batch = program.estimator, take_batch(key, step, data, slot, program)
-    is_table = estimator.tables(carry.params)
-    table, rest = tables.split(is_table, carry.params)
-    has_rows, clock = bool(jax.tree.leaves(table)), step * program.local_steps
-    before = tables.gather((table, carry.row_state), batch.index)
+    rest: Any = carry.params  # params, less the tables
+    clock, words = step * program.local_steps, carry.words[batch.index] if program.layout else ()
 
-    def differentiate(rows: PyTree, row_state: PyTree, clock: Array):
-        """The estimate at caught-up rows, and those rows updated."""
-        if has_rows:
-            rows, row_state = program.row_optimizer.catch_up(rows, row_state, clock)
+    def differentiate(words: PyTree, clock: Array):
+        """The estimate at caught-up rows, its gradient without the rows', and the rows updated."""
+        if program.layout is None:
+            estimate, state = estimator.estimate_rows(step_key(key, clock), rest, carry.state, batch)
+            return estimate, estimate.grads, state, words
+        rows, row_state = tables.unpack(words, program.layout)
+        rows, row_state = program.row_optimizer.catch_up(rows, row_state, clock)
         params = tables.join(rows, rest)
         estimate, state = estimator.estimate_rows(step_key(key, clock), params, carry.state, batch)
-        if has_rows:
-            rows, row_state = program.row_optimizer.update(tables.split(is_table, estimate.grads)[0], row_state, rows, clock)
-        return rows, row_state, estimate, state
+        row_grads, grads = tables.split(estimator.tables(params), estimate.grads)
+        return estimate, grads, state, tables.pack(program.row_optimizer.update(row_grads, row_state, rows, clock))
 
-    rows, row_state = before
+    new_words = words
     if program.local_steps > 1:
+        new_words = jax.lax.fori_loop(0, program.local_steps - 1, lambda j, w: differentiate(w, clock + j)[3], words)
+    estimate, grads, state, new_words = differentiate(new_words, clock + program.local_steps - 1)
+    updates, opt_state = program.optimizer.update(grads, carry.opt_state, rest)
+    after: tuple[Any, ...] = (optax.apply_updates(rest, updates), opt_state, state, new_words)
 
-        def local(j: Array, both: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            return differentiate(both[0], both[1], clock + j)[:2]
-
-        rows, row_state = jax.lax.fori_loop(0, program.local_steps - 1, local, (rows, row_state))
-    rows, row_state, estimate, state = differentiate(rows, row_state, clock + program.local_steps - 1)
-    updates, opt_state = program.optimizer.update(tables.split(is_table, estimate.grads)[1], carry.opt_state, rest)
-    after = (optax.apply_updates(rest, updates), opt_state, state, rows, row_state)
-
-    checked = (estimate.grads, rows) if program.local_steps > 1 else estimate.grads
-    finite = all_finite(checked) if program.careful else squares_finite(checked)
+    # Rows that a local step made non-finite show in the last gradient, and in themselves.
+    finite = all_finite(estimate.grads) if program.careful else squares_finite(estimate.grads)
+    if program.local_steps > 1 and program.layout:
+        finite = finite & all_finite(tables.unpack(new_words, program.layout))
     if program.careful:
-        before = (rest, carry.opt_state, carry.state, *before)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
-    rest, opt_state, state, rows, row_state = after
-    table, row_state = tables.scatter((table, carry.row_state), batch.index, (rows, row_state))
+        apply = finite if program.skip_nonfinite else finite & (carry.bad_step < 0)
+        before = (rest, carry.opt_state, carry.state, words)
+        after = jax.tree.map(lambda new, old: jnp.where(apply, new, old), after, before)
+    rest, opt_state, state, new_words = after
+    all_words = carry.words if isinstance(carry.words, tuple) else carry.words.at[batch.index].set(new_words)
     bad_step = jnp.where((carry.bad_step < 0) & ~finite, step, carry.bad_step)
     skipped = carry.num_skipped + jnp.where(finite, 0, 1)
-    return Carry(tables.join(table, rest), opt_state, row_state, state, carry.step, bad_step, skipped), estimate.loss
+    return Carry(rest, opt_state, all_words, state, carry.step, bad_step, skipped), estimate.loss
 
 
 def all_finite(tree: PyTree) -> Array:

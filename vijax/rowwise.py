@@ -5,6 +5,7 @@ applied in closed form when it is next touched.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -70,21 +71,21 @@ def adam(learning_rate: float | optax.Schedule, *, b1: float = 0.9, b2: float = 
 
     def catch_up(rows: PyTree, state: AdamRows, clock: Array) -> tuple[PyTree, AdamRows]:
         missed = (clock - state.clock).astype(jnp.result_type(float))
-        decayed = ratio**missed
+        decayed = _power(ratio, missed)
         weight = ratio * (1.0 - decayed) / (1.0 - ratio)
         moment = ratio * (1.0 - (missed + 1.0) * decayed + missed * decayed * ratio) / (1.0 - ratio) ** 2
         centre = moment / jnp.where(missed > 0, weight, 1.0)
         when = state.clock + centre
-        unbias1, unbias2 = 1.0 - b1**when, 1.0 - b2**when
+        unbias1, unbias2 = 1.0 - _power(b1, when), 1.0 - _power(b2, when)
 
         def move(row: Array, first: Array, second: Array) -> Array:
-            scale = jnp.sqrt(second) + eps * _like(jnp.sqrt(unbias2 / b2**centre), row)
+            scale = jnp.sqrt(second) + eps * _like(jnp.sqrt(unbias2 / _power(b2, centre)), row)
             size = rate(when) * weight * jnp.sqrt(unbias2) / unbias1
             return row - jnp.where(_like(missed > 0, row), _like(size, row) * first / scale, 0.0)
 
         return jax.tree.map(move, rows, state.first, state.second), AdamRows(
-            jax.tree.map(lambda m: m * _like(b1**missed, m), state.first),
-            jax.tree.map(lambda v: v * _like(b2**missed, v), state.second),
+            jax.tree.map(lambda m: m * _like(_power(b1, missed), m), state.first),
+            jax.tree.map(lambda v: v * _like(_power(b2, missed), v), state.second),
             jnp.full_like(state.clock, clock),
         )
 
@@ -100,6 +101,11 @@ def adam(learning_rate: float | optax.Schedule, *, b1: float = 0.9, b2: float = 
         return jax.tree.map(move, rows, first, second), AdamRows(first, second, jnp.full_like(state.clock, clock + 1))
 
     return RowOptimizer(init, catch_up, update)
+
+
+def _power(base: float, exponent: Array) -> Array:
+    """That is base ** exponent per row, for 0 <= base < 1: an exponential is vectorised where a power is not."""
+    return jnp.exp(exponent * math.log(max(base, 1e-30)))
 
 
 def _like(per_row: Array, leaf: Array) -> Array:
