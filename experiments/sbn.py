@@ -222,7 +222,7 @@ def report(metrics: dict[str, Any]) -> str:
     """The table, best test bound first."""
     lines = [
         f"sigmoid belief net, {metrics['num_train']} training and {metrics['num_test']} test images, nats per image",
-        f"  {'rule':16s} {'train ELBO':>10s} {'test ELBO':>9s} {'test bound':>15s} {'log10 var':>9s} {'us/step':>8s}  evaluations",
+        f"  {'rule':16s} {'train ELBO':>10s} {'test ELBO':>9s} {'test bound':>15s} {'log10 var':>9s} {'us/step':>8s}  cost",
     ]
     for name, m in sorted(metrics["rules"].items(), key=lambda item: -item[1]["test_bound"]):
         bound = f"{m['test_bound']:8.2f} +- {m['test_bound_images_se']:.2f}"
