@@ -1,9 +1,10 @@
-"""Settings that every test shares: four virtual devices, no silent broadcasting, and a float64 fixture."""
+"""Settings that every test shares: four virtual devices, quick compilation, no silent broadcasting, a float64 fixture."""
 
 import os
 
 # Read when the first device is asked for, hence before jax is imported.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compiling is most of the suite
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

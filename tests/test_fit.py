@@ -180,7 +180,7 @@ def test_an_iterator_of_batches_gives_the_result_of_the_same_rows():
 
 def dense(num_steps, batch_size=None):
     """Optax on the whole table, with the gradients of the same steps."""
-    program = vj.loop.Program(LOCAL, ADAM, rowwise.lazy(ADAM), batch_size, False, 1, 1, 1, False)
+    program = vj.loop.Program(LOCAL, ADAM, rowwise.lazy(ADAM), batch_size, False, 1, 1, 1, None, True, False)
 
     def step(carry, step):
         params, state = carry
@@ -229,10 +229,50 @@ def test_partition_gives_theta_and_phi_their_own_optimizers():
 
 
 def test_tables_are_donated():
-    program = vj.loop.Program(LOCAL, ADAM, rowwise.lazy(ADAM), 3, False, 1, 5, 1, False)
+    layout = vj.loop.row_layout(LOCAL, rowwise.lazy(ADAM), TABLE)
+    program = vj.loop.Program(LOCAL, ADAM, rowwise.lazy(ADAM), 3, False, 1, 5, 1, layout, True, False)
     carry = vj.loop.start(KEY, TABLE, program=program)
-    run_chunk(KEY, carry, DATA, np.int32(2), program=program)
-    assert carry.params.phi["loc"].is_deleted()
+    run_chunk(KEY, carry, DATA, 2, program=program)
+    assert carry.words.is_deleted()
+
+
+def test_a_row_twice_in_a_batch_of_a_table_is_refused():
+    """Of two updates of one row only one would be kept."""
+    for rows in ([0, 0, 1], [0, 1, N]):
+        batches = iter([vj.Batch(DATA[:3], jnp.array(rows))])
+        with pytest.raises(ValueError, match="repeats a row"):
+            vj.fit(KEY, LOCAL, ADAM, TABLE, batches, num_steps=1)
+
+
+def test_rows_are_not_resumed_under_other_settings():
+    part = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=4, batch_size=3, local_steps=2)
+    for other in ({"local_steps": 1}, {"local_steps": 2, "row_optimizer": rowwise.adam(0.05)}):
+        with pytest.raises(ValueError, match="another row_optimizer or local_steps"):
+            vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=4, batch_size=3, resume=part, **other)
+
+
+def test_a_run_that_skipped_steps_goes_on_without_skipping():
+    part = vj.fit(KEY, LOCAL, ADAM, TABLE, bad_data(), num_steps=8, batch_size=3, skip_nonfinite=True)
+    rest = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=4, batch_size=3, resume=part)
+    assert part.num_skipped > 0 and rest.num_steps == 12 and rest.num_skipped == part.num_skipped
+
+
+def test_missed_updates_follow_a_schedule():
+    """Under a growing rate the k-th update uses the rate of the step before it, as optax does."""
+    rate = lambda step: 0.01 * step  # noqa: E731
+    rows, clock = {"row": jnp.ones((1, 1))}, 3
+    ours, dense = rowwise.adam(rate), optax.adam(rate)
+    state = dense.init(rows)
+    for _ in range(clock):
+        state = dense.update({"row": jnp.zeros((1, 1))}, state)[1]
+    state_rows = ours.init(rows)._replace(clock=jnp.full(1, clock))
+    moved, state_rows = ours.update({"row": jnp.ones((1, 1))}, state_rows, rows, jnp.int32(clock))
+    update, state = dense.update({"row": jnp.ones((1, 1))}, state)
+    expected = optax.apply_updates(rows, update)
+    np.testing.assert_allclose(moved["row"], expected["row"], rtol=1e-5)
+    update, _ = dense.update({"row": jnp.zeros((1, 1))}, state)  # one missed step: the sum has one term, hence exact
+    caught, _ = ours.catch_up(moved, state_rows, jnp.int32(clock + 2))
+    np.testing.assert_allclose(caught["row"], optax.apply_updates(expected, update)["row"], rtol=1e-5)
 
 
 def test_wrong_settings_are_refused():

@@ -61,7 +61,7 @@ REFUSED = {
     "VIMCO alone": (local(BITS), SCORE, iwae, 1, r"num_samples=1, but it needs at least 2"),
     "moving support": (local(moving_support()), score(baselines.none()), elbo, 1, r"support moves .*boundary"),
     "moving support, path": (local(moving_support()), PATH, elbo, 1, r"fixed_support=False.*transform inside the log-joint"),
-    "KL without a stated prior": (local(NORMAL), closed_form_kl(PATH), elbo, 1, r"states no prior .*Write pathwise"),
+    "KL without a stated prior": (local(NORMAL), closed_form_kl(PATH), elbo, 1, r"no prior is stated .*Write pathwise"),
     "KL to another family": (local(NORMAL, PRIOR_BITS), closed_form_kl(PATH), elbo, 1, r"the prior is bernoulli\(3\), another"),
     "KL of a family without one": (
         local(no_extras(NORMAL), PRIOR_NORMAL), closed_form_kl(PATH), elbo, 1, r"no closed-form KL"),
@@ -166,3 +166,45 @@ def test_a_log_prior_must_be_a_scalar():
 def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_forgotten_sum_is_refused():
+    """Broadcasting would weigh the log-density against log q by 1 / P."""
+    family = vj.families.diag_normal(2)
+    model = vj.models.latent_model(lambda key: (), lambda theta, z, x: vj.densities.normal(x, z, 0.0))
+    estimator = vj.estimator(model, vj.guides.per_datapoint(family, 3), rules=vj.rules.pathwise(), num_data=3)
+    params, batch = estimator.init_params(jax.random.key(0)), vj.Batch(jnp.zeros((3, 2)), jnp.arange(3))
+    with pytest.raises(ValueError, match=r"log_joint returned shape \(2,\) .*sum over dimensions"):
+        estimator.estimate(jax.random.key(0), params, {"z": ()}, batch)
+    with pytest.raises(ValueError, match=r"integrand .*returned shape \(2,\)"):
+        vj.rules.pathwise().surrogate(
+            jax.random.key(0), family, family.init(jax.random.key(0)), lambda s: s.z - s.log_q, objective=vj.objectives.elbo
+        )
+
+
+def test_a_batch_of_parameters_in_a_bare_rule_is_refused():
+    family = vj.families.diag_normal(2)
+    lam = {"loc": jnp.zeros((5, 2)), "log_scale": jnp.zeros((5, 2))}
+    with pytest.raises(ValueError, match="for a batch, vmap them"):
+        vj.rules.pathwise().surrogate(
+            jax.random.key(0), family, lam, lambda s: jnp.sum(s.z) - s.log_q, objective=vj.objectives.elbo
+        )
+
+
+def test_a_bare_rule_says_what_it_keeps():
+    family = vj.families.bernoulli(2)
+    with pytest.raises(ValueError, match=r"state=rule.init_state\(\)"):
+        vj.rules.score(vj.baselines.moving_average()).surrogate(
+            jax.random.key(0), family, {"logits": jnp.zeros(2)}, lambda s: jnp.sum(s.z) - s.log_q, objective=vj.objectives.elbo
+        )
+
+
+def test_rows_beyond_the_table_have_no_q():
+    family = vj.families.diag_normal(2)
+    model = vj.models.latent_model(lambda key: (), lambda theta, z, x: jnp.sum(vj.densities.normal(x, z, 0.0)))
+    guide = vj.guides.per_datapoint(family, 3)
+    params = vj.Params((), guide.init(jax.random.key(0)), ())
+    with pytest.raises(ValueError, match="the guide's table has 3 rows"):
+        vj.diagnostics.log_evidence(jax.random.key(0), model, guide, params, vj.Batch(jnp.zeros((2, 2)), jnp.arange(2, 4)))
+    with pytest.raises(TypeError, match="write vijax.Batch"):
+        vj.diagnostics.log_evidence(jax.random.key(0), model, guide, params, jnp.zeros((2, 2)))

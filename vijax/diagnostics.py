@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vijax.objectives import elbo, iwae
+from vijax.shapes import is_batch
 from vijax.types import Array, Batch, Guide, Key, Model, Params, PyTree
 
 
@@ -35,9 +37,15 @@ def log_evidence(
     """
     if guide.family_z is None or guide.family_w is not None:
         raise ValueError("log_evidence scores data one by one: it needs a guide with local latents z only.")
+    rows = guide.num_data
+    if rows is not None and not isinstance(is_batch(batch).index, jax.core.Tracer) and max(np.asarray(batch.index)) >= rows:
+        raise ValueError(
+            f"log_evidence: the guide's table has {rows} rows, but the batch's index goes beyond. A datum without a row of its "
+            "own has no q: fit one with theta frozen, or use guides.amortized."
+        )
     if num_samples < 2:
         raise ValueError(f"log_evidence(num_samples={num_samples}): a standard error needs at least 2 samples.")
-    return _log_evidence(key, params, batch, model=model, guide=guide, num_samples=num_samples, chunk_size=chunk_size)
+    return _log_evidence(key, params, is_batch(batch), model=model, guide=guide, num_samples=num_samples, chunk_size=chunk_size)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "guide", "num_samples", "chunk_size"))

@@ -11,6 +11,7 @@ from vijax.families import z_like
 from vijax.objectives import elbo, is_linear
 from vijax.rules import Rules, as_rule
 from vijax.rules.mixed import check_nesting, spread_samples
+from vijax.shapes import is_batch
 from vijax.types import (
     Batch,
     Estimate,
@@ -176,9 +177,7 @@ def split(*, theta: Estimator, phi: Estimator) -> Estimator:
     return Estimator(jax.jit(init_params), init, both("estimate"), both("estimate_rows"), param_tables, theta.num_data)
 
 
-class _Level(NamedTuple):
-    """One expectation of the nest: over the global w, or over a datum's z."""
-
+class _Level(NamedTuple):  # one expectation of the nest: over the global w, or over a datum's z
     family: Family
     rule: Rule
     objective: Objective
@@ -190,6 +189,8 @@ def _levels(model: Model, guide: Guide, objective: Objectives, rules: Rules, num
     """The nest, outermost first, with every setting spread over its levels and checked."""
     families = {name: family for name, family in (("w", guide.family_w), ("z", guide.family_z)) if family is not None}
     names = tuple(families)
+    if not isinstance(rules, Rule | Mapping):
+        raise ValueError(f"rules={rules!r} is no rule: write a call, as in pathwise(), or a dict of rules.")
     priors = {"w": model.prior_w, "z": model.prior_z}
     if len(names) == 1:
         chosen = {names[0]: as_rule(rules, families[names[0]])}
@@ -240,6 +241,7 @@ def _check_latents(model: Model, guide: Guide, num_data: int) -> None:
 
 
 def _check_batch(batch: Batch) -> None:
+    is_batch(batch)
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(f"the leaves of a batch differ in their leading axis: {sorted(map(str, sizes))}.")

@@ -1,6 +1,5 @@
 """`fit`: the optimisation loop. The host's part: chunks, progress, callbacks, interruption, bad numbers."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 from vijax import rowwise
 from vijax.interrupt import interruptible
 from vijax.loop import Carry, Program, fresh_copy, row_layout, run_chunk, start, step_key, take_batch, whole_params
+from vijax.minibatch import next_batches
 from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
 
 CHUNK_SECONDS, FIRST_CHUNK, MAX_CHUNK = 0.5, 100, 10_000  # without a chunk_size: what to aim at, where to begin, the most
@@ -37,16 +37,17 @@ class Progress(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """`params` are ready for use; `carry` is for `resume=`."""
+    """What `fit` returns."""
 
-    params: Params
-    opt_state: PyTree
-    state: PyTree
-    history: History
+    params: Params  # ready for use
+    opt_state: PyTree  # {"optimizer": ..., "rows": per-row state of tables}
+    state: PyTree  # the estimator's: running means
+    history: History  # (step, loss) at every record_every-th step
     num_steps: int  # steps taken in all, earlier calls that this one resumed included
     num_skipped: int  # steps whose non-finite gradient was not applied
     interrupted: bool  # by Ctrl-C or a callback
-    carry: Carry
+    carry: Carry  # for `resume=`
+    local_steps: int  # that it was made with
 
 
 class NonFiniteError(FloatingPointError):
@@ -90,7 +91,7 @@ def fit(
         `rowwise.lazy(optimizer)`.
       local_steps: updates of the batch's phi_i per step; the last one also updates everything else (stochastic VI's inner
         loop, Hoffman et al. 2013).
-      record_every: the loss is computed at every so many steps; every step costs up to 2x (the likelihood's value).
+      record_every: the loss is computed at every so many steps (and at the first of a chunk); every step costs up to 2x.
       chunk_size: steps per compiled call, between which progress and callbacks run and Ctrl-C is seen; None for as many as
         take about half a second (100 where batches come from an iterator). The result depends on it by rounding alone.
       skip_nonfinite: drop and count steps with a non-finite gradient; otherwise they raise.
@@ -111,7 +112,7 @@ def fit(
         estimator, optimizer, row_optimizer, None if outside else batch_size, outside, record_every, most, local_steps, layout,
         careful=skip_nonfinite or layout is not None, skip_nonfinite=skip_nonfinite,
     )  # fmt: skip
-    carry = start(key, params, program=program) if resume is None else fresh_copy(resume.carry)
+    carry = start(key, params, program=program) if resume is None else _continue(resume, program)
     begin = 0 if resume is None else resume.num_steps
     history = History(np.zeros(0, int), np.zeros(0)) if resume is None else resume.history
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
@@ -119,7 +120,7 @@ def fit(
     with interruptible() as interrupted, bar:
         while done < num_steps and not stop:
             size, chunk_began = min(planned, num_steps - done), time.perf_counter()
-            chunk, size = _next_batches(data, size, most) if outside else (data, size)
+            chunk, size = next_batches(data, size, most, layout, estimator.num_data) if outside else (data, size)
             if size == 0:
                 break
             carry, losses = _run_checked(key, carry, chunk, size, program)
@@ -128,7 +129,7 @@ def fit(
                 fitting = int(size * CHUNK_SECONDS / (time.perf_counter() - chunk_began)) // record_every * record_every
                 planned = min(max(fitting, record_every), most)
             if not skip_nonfinite and int(carry.bad_step) >= 0:
-                raise _non_finite(key, carry, chunk, history, begin + done, program)
+                raise _non_finite(key, carry, chunk, history, begin + done, program, resume.num_skipped if resume else 0)
             done += size
             bar.update(size)
             bar.set_postfix_str(f"bound/datum {-history.loss[-1] / estimator.num_data:.4g}")
@@ -142,6 +143,17 @@ def fit(
     return _result(carry, program, history, begin + done, stopped=stop)
 
 
+def _continue(resume: FitResult, program: Program) -> Carry:
+    """The carry of a former result, a copy; refuses one whose rows mean something else under the present settings."""
+    rows = program.layout.tree.children()[1] if program.layout else jax.tree.structure(())
+    if jax.tree.structure(resume.opt_state["rows"]) != rows or resume.local_steps != program.local_steps:
+        raise ValueError(
+            "fit: resume= was made with another row_optimizer or local_steps, under which its rows and their clocks mean "
+            "something else. Pass the same ones, or start anew from its params."
+        )
+    return fresh_copy(resume.carry)._replace(bad_step=jnp.int32(-1))
+
+
 def _run_checked(key: Key, carry: Carry, data: PyTree, size: int, program: Program) -> tuple[Carry, np.ndarray]:
     """A chunk; once more with every step checked if something in it may not have been finite."""
     after, losses = run_chunk(key, carry, data, size, program=program)
@@ -150,10 +162,13 @@ def _run_checked(key: Key, carry: Carry, data: PyTree, size: int, program: Progr
     return after, np.asarray(losses)
 
 
-def _non_finite(key: Key, carry: Carry, data: PyTree, history: History, first: int, program: Program) -> NonFiniteError:
+def _non_finite(
+    key: Key, carry: Carry, data: PyTree, history: History, first: int, program: Program, skipped_before: int
+) -> NonFiniteError:
     """The error whose `result` is the state just before `carry.bad_step`."""
     bad_step = int(carry.bad_step)
-    good = carry._replace(step=jnp.int32(bad_step), bad_step=jnp.int32(-1), num_skipped=jnp.int32(0))
+    skipped = jnp.int32(skipped_before)  # the steps since are not skipped but lost
+    good = carry._replace(step=jnp.int32(bad_step), bad_step=jnp.int32(-1), num_skipped=skipped)
     kept = History(*(values[history.step < bad_step] for values in history))
     result = _result(good, program, kept, bad_step, stopped=True)
     return NonFiniteError(_diagnose(key, good, data, first, program), result)
@@ -162,24 +177,14 @@ def _non_finite(key: Key, carry: Carry, data: PyTree, history: History, first: i
 def _result(carry: Carry, program: Program, history: History, num_steps: int, *, stopped: bool) -> FitResult:
     params, row_state = whole_params(carry, program=program) if program.layout else (carry.params, ())
     opt_state = {"optimizer": carry.opt_state, "rows": row_state}
-    return FitResult(params, opt_state, carry.state, history, num_steps, int(carry.num_skipped), stopped, carry)
+    return FitResult(
+        params, opt_state, carry.state, history, num_steps, int(carry.num_skipped), stopped, carry, program.local_steps
+    )
 
 
 def _extend(history: History, first: int, losses: np.ndarray, size: int, every: int) -> History:
     steps = first + np.arange(0, size, every)
     return History(np.concatenate([history.step, steps]), np.concatenate([history.loss, losses[: len(steps)]]))
-
-
-def _next_batches(data: Iterator[Batch], size: int, chunk_size: int) -> tuple[PyTree, int]:
-    """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not recompile."""
-    batches = list(itertools.islice(data, size))
-    shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
-    if len(shapes) > 1:
-        raise ValueError(f"the iterator yields batches of different shapes, {sorted(shapes)}: cut or pad them to one size.")
-    if not batches:
-        return (), 0
-    padded = batches + [batches[-1]] * (chunk_size - len(batches))
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), len(batches)
 
 
 def _diagnose(key: Key, carry: Carry, data: PyTree, first: int, program: Program) -> str:

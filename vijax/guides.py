@@ -61,7 +61,7 @@ def amortized(family: Family, encoder: Any, *, x: PyTree = None) -> Guide:
       x: one datum (or its `jax.ShapeDtypeStruct`), for modules that are initialised by a call.
 
     Raises:
-      ValueError: when traced, if the encoder's output fits neither form.
+      ValueError: if the encoder's output fits neither form; at once if `x` is given, else when traced.
     """
     network, like = as_network(encoder, x), lam_like(family)
     leaves, tree = jax.tree.flatten(like)
@@ -81,6 +81,8 @@ def amortized(family: Family, encoder: Any, *, x: PyTree = None) -> Guide:
         parts = jnp.split(flat[0], [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
         return jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
 
+    if x is not None:
+        jax.eval_shape(lambda key, x: fill(network.apply(network.init(key), x)), jax.random.key(0), x)
     return Guide(
         init=network.init,
         family_w=None,

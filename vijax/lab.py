@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vijax.shapes import is_batch
 from vijax.types import Batch, Estimator, Key, Params, PyTree
 
 CHUNK_NUMBERS = 2**18  # gradient elements held at once
@@ -17,7 +18,7 @@ class GradientReport(NamedTuple):
     mean: Params
     standard_error: Params  # of the mean
     variance: Params  # of one draw, unbiased
-    snr: Params  # |mean| / standard deviation of one draw
+    snr: Params  # |mean| / standard deviation of one draw; 0 where the gradient is always 0
     num_draws: int
 
 
@@ -41,6 +42,7 @@ def gradient_report(
       num_draws: S, at least 2; rounded up to a multiple of `chunk_size` if it is larger than that.
       chunk_size: draws taken at once; None: 4 for a million parameters or more, up to 500 for few.
     """
+    is_batch(batch)
     if num_draws < 2:
         raise ValueError(f"gradient_report: num_draws={num_draws}, but a variance needs at least 2.")
     if chunk_size is None:
@@ -51,7 +53,7 @@ def gradient_report(
     mean, variance = _moments(key, params, state, batch, estimator=estimator, shape=(num_chunks, chunk_size))
     total = num_chunks * chunk_size
     standard_error = jax.tree.map(lambda v: jnp.sqrt(v / total), variance)
-    snr = jax.tree.map(lambda m, v: jnp.abs(m) / jnp.sqrt(v), mean, variance)
+    snr = jax.tree.map(lambda m, v: jnp.where(m == 0.0, 0.0, jnp.abs(m) / jnp.sqrt(v)), mean, variance)
     return GradientReport(mean, standard_error, variance, snr, total)
 
 

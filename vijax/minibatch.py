@@ -1,11 +1,15 @@
-"""Drawing minibatches without replacement in O(batch): a keyed bijection of [0, N) instead of a stored permutation."""
+"""Minibatches: drawn without replacement in O(batch), by a keyed bijection of [0, N), or taken from an iterator."""
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vijax.types import Array, Key
+from vijax.tables import Layout
+from vijax.types import Array, Batch, Key, PyTree
 
 ROUNDS = 8
 
@@ -66,3 +70,25 @@ def _add(value: Array, other: Array, key: Array, size: int) -> Array:
     mixed = mixed ^ (mixed >> 16)
     moved = value + ((mixed >> 16) * jnp.uint32(size) >> 16)
     return jnp.where(moved >= size, moved - size, moved)
+
+
+def next_batches(data: Iterator[Batch], size: int, chunk_size: int, layout: Layout | None, num_data: int) -> tuple[PyTree, int]:
+    """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not recompile; and how many.
+
+    Args:
+      layout: of the tables, if there are any: their rows are then written back, which needs distinct ones.
+    """
+    batches = list(itertools.islice(data, size))
+    shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(f"the iterator yields batches of different shapes, {sorted(shapes)}: cut or pad them to one size.")
+    for index in (np.asarray(batch.index) for batch in batches if layout is not None):
+        if index.min() < 0 or index.max() >= num_data or np.unique(index).size < index.size:
+            raise ValueError(
+                f"a batch's index {index.tolist()[:20]} repeats a row or leaves [0, {num_data}): of a repeated row of a table "
+                "only one update would be kept. Draw without replacement, and do not pad with copies."
+            )
+    if not batches:
+        return (), 0
+    padded = batches + [batches[-1]] * (chunk_size - len(batches))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), len(batches)

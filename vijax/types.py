@@ -24,7 +24,7 @@ class Params(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A minibatch."""
+    """Data and the rows of the data set they are: `Batch(x, jnp.arange(N))` is the whole of it."""
 
     x: PyTree  # leaves [B, ...]
     index: Array  # [B] rows in the data set; a datum's noise is keyed by its row, so it follows the datum
@@ -137,14 +137,14 @@ class Requirements(NamedTuple):
     draws: bool = True  # does num_samples mean anything to it?
     samplewise: bool = False  # its derivative is the chain rule through each sample: may sit inside a non-linear objective
     differentiates_z: bool = False  # takes the integrand's derivative in z, at relaxed values where z is discrete
-    unbiased: bool = True  # for the gradient of E[objective(log_w)] in q's parameters
+    unbiased: bool = True  # for the gradient of E[objective(log_w)] in q's parameters: the rule's own claim, tested by cases
     evaluations: str = "K"  # of the integrand, per datum; K samples, D dimensions, C classes, S support points
     paper: str = ""
     advice: str = ""  # what to write instead, completing an error message
 
 
 class Aux(NamedTuple):
-    """What a surrogate returns beside its value."""
+    """What a surrogate returns beside its value; `Aux((), rules.mean_aux(aux))` from a rule that keeps nothing."""
 
     stats: PyTree  # statistics for the rule's own `update`
     inner: PyTree  # the integrand's own aux, averaged over the samples

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from vijax.shapes import one_number
 from vijax.types import Key, Model, Prior, PyTree, Scalar
 
 
@@ -26,7 +27,7 @@ def latent_model(
     """
 
     def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
-        return log_joint(theta, z, x)
+        return one_number(log_joint(theta, z, x), "log_joint")
 
     local_prior = None if prior is None else Prior(prior.family, lambda theta, w: prior.locate(theta))
     return Model(init, _no_prior, log_local, ("z",), None, local_prior, simulate, log_evidence, posterior)
@@ -49,7 +50,7 @@ def bayes_model(
     """
 
     def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
-        return log_lik(theta, w, x)
+        return one_number(log_lik(theta, w, x), "log_lik")
 
     return Model(init, log_prior, log_local, ("w",), prior, None, simulate, log_evidence, posterior)
 
@@ -70,7 +71,11 @@ def hierarchical_model(
     Args:
       prior_z: p(z | w, theta) as a family, `locate(theta, w)`.    log_evidence, posterior: of the whole data set.
     """
-    return Model(init, log_prior, log_local, ("w", "z"), prior_w, prior_z, simulate, log_evidence, posterior)
+
+    def checked(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
+        return one_number(log_local(theta, w, z, x), "log_local")
+
+    return Model(init, log_prior, checked, ("w", "z"), prior_w, prior_z, simulate, log_evidence, posterior)
 
 
 def _no_prior(theta: PyTree, w: PyTree) -> Scalar:

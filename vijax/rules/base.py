@@ -6,8 +6,10 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
+from vijax.families import lam_like
 from vijax.noise import IID, Noise
 from vijax.objectives import is_linear
+from vijax.shapes import one_number, same_shapes
 from vijax.types import Array, Aux, Family, Integrand, Key, Objective, PyTree, Requirements, Rule, Sample, Scalar, Surrogate
 
 MAX_SUPPORT = 2**16
@@ -44,12 +46,25 @@ def rule(
 
     def checked(key, family, lam, integrand, *, objective, num_samples=1, control=(), state=(), x=None, prior=None):
         legal(family, objective, num_samples, None if prior is None else family)
+        same_shapes(lam, lam_like(family), f"lam of {family.name}")
+        _check_given(name, control, state, init, init_state)
         return surrogate(
             key, family, lam, integrand, objective=objective, num_samples=num_samples, control=control, state=state, x=x,
             prior=prior,
         )  # fmt: skip
 
     return Rule(name, requires, cast(Surrogate, checked), legal, init, init_state, update)
+
+
+def _check_given(name: str, control: PyTree, state: PyTree, init: Callable, init_state: Callable) -> None:
+    """Refuse a bare call that leaves out what the rule learns or remembers."""
+    no_control = not jax.tree.leaves(control) and jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
+    no_state = not jax.tree.leaves(state) and jax.tree.leaves(jax.eval_shape(init_state))
+    if no_control or no_state:
+        raise ValueError(
+            f"{name} learns or remembers something: pass control=rule.init(key), state=rule.init_state(), and after each "
+            "step state = rule.update(state, aux.stats)."
+        )
 
 
 def check_requirements(
@@ -108,7 +123,10 @@ def check_requirements(
     if requires.kl and family.kl is None:
         refuse("the family has no closed-form KL divergence.")
     if requires.kl and prior is None:
-        refuse("the model states no prior for this latent as a family (Model.prior_w / prior_z), so KL(q || prior) is unknown.")
+        refuse(
+            "no prior is stated as a family, so KL(q || prior) is unknown. Give the model one, as in latent_model(..., "
+            "prior=models.isotropic_normal_prior(family)), or with the rule used bare prior=lam of the prior."
+        )
     if requires.kl and prior is not None and prior.name != family.name:
         refuse(f"the prior is {prior.name}, another family, so KL(q || prior) has no closed form here.")
 
@@ -128,7 +146,8 @@ def evaluate(integrand: Integrand, samples: Sample) -> tuple[Array, PyTree]:
 
     def pair(sample: Sample) -> tuple[Scalar, PyTree]:
         value = integrand(sample)
-        return value if isinstance(value, tuple) else (value, ())
+        value, aux = value if isinstance(value, tuple) else (value, ())
+        return one_number(value, "the integrand (log_joint - log_q)"), aux
 
     return jax.vmap(pair)(samples)
 

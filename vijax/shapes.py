@@ -1,0 +1,37 @@
+"""Shape checks at the door, for mistakes that broadcasting would hide."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vijax.types import Batch, PyTree
+
+
+def one_number(value: Any, what: str) -> Any:
+    """The value, if it is a scalar. A forgotten sum would silently weigh the log-density against log q by 1 / size."""
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{what} returned shape {jnp.shape(value)} for one sample of one datum, but it must be one number: sum over "
+            "dimensions, as in jnp.sum(...)."
+        )
+    return value
+
+
+def same_shapes(tree: PyTree, like: PyTree, what: str) -> None:
+    """Refuse a tree whose structure or leaf shapes differ: a batch where one is meant, a misnamed or misshapen leaf."""
+    given, wanted = jax.tree.map(jnp.shape, tree), jax.tree.map(jnp.shape, like)
+    if jax.tree.structure(tree) != jax.tree.structure(like) or given != wanted:
+        raise ValueError(
+            f"{what} has shapes {given}, but {wanted} is needed. These functions are for one datum; for a batch, vmap them."
+        )
+
+
+def is_batch(batch: Any) -> Batch:
+    """The batch, if it is one."""
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"expected a Batch of data and their row numbers, got {type(batch).__name__}: write vijax.Batch(x, jnp.arange(N)) "
+            "for a whole data set x."
+        )
+    return batch
