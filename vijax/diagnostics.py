@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vijax.objectives import elbo, iwae
 from vijax.shapes import is_batch
@@ -38,7 +39,7 @@ def log_evidence(
     if guide.family_z is None or guide.family_w is not None:
         raise ValueError("log_evidence scores data one by one: it needs a guide with local latents z only.")
     rows = guide.num_data
-    if rows is not None and not isinstance(is_batch(batch).index, jax.core.Tracer) and max(np.asarray(batch.index)) >= rows:
+    if rows is not None and not isinstance(is_batch(batch).index, Tracer) and max(np.asarray(batch.index)) >= rows:
         raise ValueError(
             f"log_evidence: the guide's table has {rows} rows, but the batch's index goes beyond. A datum without a row of its "
             "own has no q: fit one with theta frozen, or use guides.amortized."
