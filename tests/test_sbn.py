@@ -1,0 +1,77 @@
+"""Sigmoid belief nets: the log-joint is a density, every rule agrees with enumeration in two layers, the script runs."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checks import assert_unbiased
+
+import vijax as vj
+from experiments import sbn
+from vijax import rules
+
+PIXELS, DRAWS = 2, 4000
+
+
+def bits(size):
+    return jnp.asarray(list(itertools.product((0.0, 1.0), repeat=size)))
+
+
+@pytest.mark.parametrize(("sizes", "hidden"), [((2,), 0), ((2, 1), 3)])
+def test_the_log_joint_sums_to_one(sizes, hidden):
+    model = vj.models.sigmoid_belief_net(PIXELS, sizes, hidden=hidden)
+    theta, every = model.init(jax.random.key(0)), bits(PIXELS + sum(sizes))
+
+    def log_p(v):
+        x, *layers = jnp.split(v, np.cumsum([PIXELS, *sizes])[:-1])
+        return model.log_local(theta, None, layers[0] if len(sizes) == 1 else {"h1": layers[0], "h2": layers[1]}, x)
+
+    assert abs(jnp.sum(jnp.exp(jax.vmap(log_p)(every))) - 1.0) < 1e-5
+
+
+def test_simulation_has_the_models_law():
+    model = vj.models.sigmoid_belief_net(PIXELS, (2,))
+    theta, x = model.init(jax.random.key(3)), bits(PIXELS)
+    probs = jax.vmap(lambda x: jnp.sum(jnp.exp(jax.vmap(lambda z: model.log_local(theta, None, z, x))(bits(2)))))(x)
+    _, drawn = model.simulate(jax.random.key(1), theta, DRAWS)
+    share = jnp.mean(jnp.all(drawn[:, None] == x[None], axis=-1), axis=0)
+    assert np.all(np.abs(share - probs) < 5.0 * np.sqrt(probs * (1.0 - probs) / DRAWS))
+
+
+@pytest.mark.parametrize("name", ["rloo", "disarm", "rebar"])
+def test_two_layers_are_unbiased_in_every_weight(name):
+    """Rules per layer, the inner one given the outer draw, against enumerated() in both layers."""
+    model, guide = vj.models.sigmoid_belief_net(PIXELS, (2, 2)), vj.models.recognition_net(PIXELS, (2, 2))
+    x = jnp.array([[1.0, 0.0]])
+    batch = vj.Batch(x, jnp.arange(1))
+    exact = vj.estimator(model, guide, rules={"h1": rules.enumerated(), "h2": rules.enumerated()}, num_data=1)
+    noisy = sbn.estimator(model, guide, sbn.RULES[name], x)
+    params = noisy.init_params(jax.random.key(0))
+    answer = exact.estimate(jax.random.key(0), exact.init_params(jax.random.key(0))._replace(
+        theta=params.theta, phi=params.phi), exact.init(jax.random.key(0), params), batch)[0].grads  # fmt: skip
+    state = noisy.init(jax.random.key(0), params)
+    draw = jax.jit(jax.vmap(lambda key: noisy.estimate(key, params, state, batch)[0].grads))
+    draws = draw(jax.random.split(jax.random.key(5), DRAWS))
+    assert_unbiased((draws.theta, draws.phi), (answer.theta, answer.phi))
+    with pytest.raises(AssertionError, match="biased"):
+        assert_unbiased(jax.tree.map(lambda g: 0.5 * g, draws.phi), answer.phi)
+
+
+@pytest.mark.parametrize("layers", ["8", "6,4"])
+def test_the_script_compares_rules_and_redraws_from_its_folder(layers, tmp_path):
+    folder = sbn.main(["--smoke", "--rules=rloo,disarm", f"--layers={layers}", f"--results_dir={tmp_path}"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["rules"]) == {"rloo", "disarm"}
+    assert all(m["test_bound"] >= m["test_elbo"] for m in metrics["rules"].values())
+    for figure in (folder / "figures").iterdir():
+        figure.unlink()
+    sbn.main([f"--replot={folder}"])
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"train_elbo", "gradient_variance"}
+
+
+def test_unknown_rules_are_named():
+    with pytest.raises(ValueError, match="choose from reinforce"):
+        sbn.build(sbn.Config(rules=("rlo",)))
