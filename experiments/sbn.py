@@ -13,7 +13,7 @@ Seen at the default settings: test bounds (K = 100) from -20.07 (ARMS, 4 draws) 
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,8 +25,8 @@ import optax
 import vijax as vj
 from experiments import data, figures, harness
 from experiments.harness import Outcome
+from experiments.sbn_rules import RULES, estimator, evaluations
 from experiments.vae_training import binarized, score
-from vijax import baselines, rules
 
 CHECKPOINTS = 6  # where variances are measured
 RECORD_EVERY = 10
@@ -56,35 +56,6 @@ class Config:
     smoke: bool = False  # a few seconds' run that shows that everything works
     results_dir: str = "results"
     replot: str | None = None  # draw the figures of this earlier results folder again, and nothing else
-
-
-class Choice(NamedTuple):
-    """A rule for one layer of Bernoulli latents."""
-
-    make: Callable[[vj.Family, jax.Array], vj.Rule]  # (family of the layer, one datum) -> rule
-    num_samples: int = 1
-
-
-def _network(family: vj.Family, x: jax.Array) -> vj.Rule:
-    return rules.score(baselines.learned(vj.models.Mlp((100,), 1), x=x))
-
-
-RULES: Mapping[str, Choice] = {
-    "reinforce": Choice(lambda family, x: rules.score(baselines.moving_average())),
-    "nvil": Choice(_network),
-    "rloo": Choice(lambda family, x: rules.score(), 2),
-    "rloo4": Choice(lambda family, x: rules.score(), 4),
-    "arm": Choice(lambda family, x: rules.arm()),
-    "disarm": Choice(lambda family, x: rules.disarm()),
-    "arms": Choice(lambda family, x: rules.arms(4)),
-    "muprop": Choice(lambda family, x: rules.muprop()),
-    "rebar": Choice(lambda family, x: rules.rebar()),
-    "relax": Choice(lambda family, x: rules.relax(z=vj.families.z_like(family))),
-    "double_cv": Choice(lambda family, x: rules.double_control_variates(), 2),
-    "rodeo": Choice(lambda family, x: rules.rodeo(), 2),
-    "bitflip": Choice(lambda family, x: rules.local_expectation(num_sites=1)),
-    "straight_through": Choice(lambda family, x: rules.straight_through()),
-}
 
 
 class Job(NamedTuple):
@@ -121,18 +92,6 @@ def build(config: Config) -> Job:
     made = {name: estimator(model, guide, RULES[name], train_x) for name in config.rules}
     dynamic = config.binarize == "dynamic"
     return Job(train_x, test_x, model, guide, {name: binarized(est) if dynamic else est for name, est in made.items()})
-
-
-def estimator(model: vj.Model, guide: vj.Guide, choice: Choice, x: jax.Array) -> vj.Estimator:
-    """The ELBO with this rule in every layer; inner layers are followed from every sample of the outer one."""
-    family = guide.family_z
-    assert family is not None
-    per_layer: Any = choice.make(family, x[0])
-    num_samples: Any = choice.num_samples
-    if family.blocks is not None:
-        per_layer = {name: choice.make(block, x[0]) for name, block in family.blocks.items()}
-        num_samples = dict.fromkeys(family.blocks, choice.num_samples)
-    return vj.estimator(model, guide, rules=per_layer, num_samples=num_samples, num_data=len(x))
 
 
 def steps_per_chunk(config: Config) -> int:
@@ -213,12 +172,6 @@ def run(config: Config) -> Outcome:
             "log10_variance_median": float(np.median(np.log10(np.maximum(measured[name], 1e-30)))),
         }
     return Outcome(metrics, arrays)
-
-
-def evaluations(choice: Choice, width: int) -> str:
-    """Log-joint evaluations per datum and step of one layer, as the rule's metadata says it, and the K in it."""
-    requires = choice.make(vj.families.bernoulli(width), jnp.zeros(1)).requires
-    return f"{requires.evaluations}, K = {choice.num_samples}"
 
 
 def report(metrics: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 Encoder and decoder of one hidden layer, Bernoulli pixels, pathwise ELBO with one sample, batches of 128: digits 64-200-10
 (1,797 images) and 784-500-50 (10,000 synthetic binary images), the loss recorded every 100 steps as `experiments.vae` does:
-at every 10th it costs another 0.1 on digits. Expected: below 1.1.
+at every 10th it costs another 0.1 on digits. The aim is 1.1; seen: 1.18 and 1.04 to 1.13. Of the excess on digits 0.05 is
+noise that is keyed by datum (68 against 46 us for one key a batch), which the partition identity needs.
 
     python -m experiments.benchmarks.vae
 """
