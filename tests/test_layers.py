@@ -15,12 +15,14 @@ LEVELS = [
     {"baselines", "path_weights"},
     {"rules", "guides"},
     {"models"},
+    {"nest"},
     {"estimators", "wake_sleep"},
     {"rowwise", "minibatch"},
     {"loop"},
     {"fit", "lab", "diagnostics", "catalogue"},
 ]
-FOLDERS = {"families": {"base"}, "rules": {"base"}, "models": {"base"}}  # what their own files may import beside each other
+# What the files of a folder may import beside each other.
+FOLDERS = {"families": {"base"}, "rules": {"base"}, "models": {"base"}, "lab": {"moments"}}
 BATCHES = {"estimators", "loop", "fit", "lab", "diagnostics", "rowwise", "minibatch", "wake_sleep"}
 
 

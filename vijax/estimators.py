@@ -1,35 +1,23 @@
 """Estimators: bind model, guide, objective, rules, samples and data size into `init` and `estimate`."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vijax import tables
-from vijax.families import z_like
+from vijax.guides import located
+from vijax.nest import Level, NumSamples, Objectives, nest
 from vijax.objectives import elbo, is_linear
-from vijax.rules import Rules, as_rule
-from vijax.rules.mixed import check_nesting, spread_samples
+from vijax.rules import Rules
 from vijax.shapes import is_batch
-from vijax.types import (
-    Batch,
-    Estimate,
-    Estimator,
-    Family,
-    Guide,
-    Key,
-    Model,
-    Objective,
-    Params,
-    PyTree,
-    Rule,
-    Sample,
-    Scalar,
-)
+from vijax.types import Batch, Estimate, Estimator, Guide, Key, LamSpace, Model, Params, PyTree, Sample, Scalar
 
-Objectives = Objective | Mapping[str, Objective]
-NumSamples = int | Mapping[str, Any]
+EVALUATION = "log_joint"
+"""The name that marks an evaluation of the log-joint in a traced program: `lab.evaluations` counts it."""
+
+Estimating = Callable[[Key, Params, PyTree, Batch], tuple[Estimate, PyTree]]
 
 
 def estimator(
@@ -56,14 +44,54 @@ def estimator(
     Raises:
       ValueError: at once, if the combination would be silently wrong; the message says what to write instead.
     """
-    _check_latents(model, guide, num_data)
-    levels = _levels(model, guide, objective, rules, num_samples)
+    levels = nest(model, guide, objective, rules, num_samples, num_data)
+    estimate_rows = _estimating(_bound(model, guide, levels, num_data), levels)
+
+    def estimate(key: Key, params: Params, state: PyTree, batch: Batch) -> tuple[Estimate, PyTree]:
+        is_table = param_tables(params)
+        table, rest = tables.split(is_table, params)
+        rows = tables.join(tables.gather(table, batch.index), rest)
+        result, state = estimate_rows(key, rows, state, batch)
+        row_grads, rest_grads = tables.split(is_table, result.grads)
+        dense = jax.tree.map(lambda leaf, g: jnp.zeros_like(leaf).at[batch.index].add(g), table, row_grads)
+        return result._replace(grads=tables.join(dense, rest_grads)), state
+
+    def param_tables(params: Params) -> Params:
+        false = jax.tree.map(lambda leaf: False, params)
+        return false._replace(phi=guide.tables(params.phi))
+
+    def locate(params: Params, batch: Batch) -> Params:
+        table, rest = tables.split(param_tables(params), params)
+        phi = tables.join(tables.gather(table, batch.index), rest).phi
+        axes = jax.tree.map(lambda is_table: 0 if is_table else None, guide.tables(phi))
+        local = {"z": jax.vmap(guide.locate_z, in_axes=(axes, 0))(phi, batch.x)} if "z" in levels else {}
+        lam = local | ({"w": guide.locate_w(phi)} if "w" in levels else {})
+        return params._replace(phi=lam if len(lam) == 2 else next(iter(lam.values())))
+
+    def init_params(key: Key) -> Params:
+        keys = jax.random.split(key, 2 + len(levels))
+        control = {name: level.rule.init(k) for (name, level), k in zip(levels.items(), keys[2:], strict=True)}
+        return Params(model.init(keys[0]), guide.init(keys[1]), control)
+
+    def init(key: Key, params: Params) -> PyTree:
+        return {name: level.rule.init_state() for name, level in levels.items()}
+
+    # Compiled as one program: eager initialisation is dozens of tiny compilations, most of a slow first step.
+    lam_space = LamSpace(locate, _estimating(_bound(model, located(guide), levels, num_data), levels))
+    return Estimator(jax.jit(init_params), init, estimate, estimate_rows, param_tables, num_data, lam_space)
+
+
+def _bound(model: Model, guide: Guide, levels: Mapping[str, Level], num_data: int):
+    """(params with tables of the batch's rows, key, state, batch) -> (the bound on all data, its statistics)."""
+
+    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
+        return checkpoint_name(model.log_local(theta, w, z, x), EVALUATION)
 
     def local_term(key: Key, theta: PyTree, w: PyTree, phi_i: PyTree, x: PyTree, control: PyTree, state: PyTree):
         level = levels["z"]
         prior = model.prior_z.locate(theta, w) if level.uses_prior and model.prior_z is not None else None
         return level.rule.surrogate(
-            key, level.family, guide.locate_z(phi_i, x), lambda s: model.log_local(theta, w, s.z, x) - s.log_q,
+            key, level.family, guide.locate_z(phi_i, x), lambda s: log_local(theta, w, s.z, x) - s.log_q,
             objective=level.objective, num_samples=level.num_samples, control=control, state=state, x=x, prior=prior,
         )  # fmt: skip
 
@@ -78,7 +106,7 @@ def estimator(
             )
             aux = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), aux)
         else:
-            terms = jax.vmap(lambda x: model.log_local(theta, w, None, x))(batch.x)
+            terms = jax.vmap(lambda x: log_local(theta, w, None, x))(batch.x)
         return num_data / batch.index.shape[0] * jnp.sum(terms), aux
 
     def bound(params: Params, key: Key, state: PyTree, batch: Batch) -> tuple[Scalar, PyTree]:
@@ -103,6 +131,12 @@ def estimator(
         )  # fmt: skip
         return value, {"w": aux.stats} | ({"z": aux.inner.stats} if "z" in levels else {})
 
+    return bound
+
+
+def _estimating(bound: Callable[..., tuple[Scalar, PyTree]], levels: Mapping[str, Level]) -> Estimating:
+    """Loss and gradients of a bound, and the rules' next state."""
+
     def loss(params: Params, key: Key, state: PyTree, batch: Batch) -> tuple[Scalar, PyTree]:
         value, stats = bound(params, key, state, batch)
         return -value, stats
@@ -113,29 +147,7 @@ def estimator(
         updated = {name: level.rule.update(state[name], stats[name]) for name, level in levels.items()}
         return Estimate(value, grads, stats), updated
 
-    def estimate(key: Key, params: Params, state: PyTree, batch: Batch) -> tuple[Estimate, PyTree]:
-        is_table = param_tables(params)
-        table, rest = tables.split(is_table, params)
-        rows = tables.join(tables.gather(table, batch.index), rest)
-        result, state = estimate_rows(key, rows, state, batch)
-        row_grads, rest_grads = tables.split(is_table, result.grads)
-        dense = jax.tree.map(lambda leaf, g: jnp.zeros_like(leaf).at[batch.index].add(g), table, row_grads)
-        return result._replace(grads=tables.join(dense, rest_grads)), state
-
-    def param_tables(params: Params) -> Params:
-        false = jax.tree.map(lambda leaf: False, params)
-        return false._replace(phi=guide.tables(params.phi))
-
-    def init_params(key: Key) -> Params:
-        keys = jax.random.split(key, 2 + len(levels))
-        control = {name: level.rule.init(k) for (name, level), k in zip(levels.items(), keys[2:], strict=True)}
-        return Params(model.init(keys[0]), guide.init(keys[1]), control)
-
-    def init(key: Key, params: Params) -> PyTree:
-        return {name: level.rule.init_state() for name, level in levels.items()}
-
-    # Compiled as one program: eager initialisation is dozens of tiny compilations, most of a slow first step.
-    return Estimator(jax.jit(init_params), init, estimate, estimate_rows, param_tables, num_data)
+    return estimate_rows
 
 
 def split(*, theta: Estimator, phi: Estimator) -> Estimator:
@@ -160,10 +172,10 @@ def split(*, theta: Estimator, phi: Estimator) -> Estimator:
     def init(key: Key, params: Params) -> PyTree:
         return {"theta": theta.init(key, pick(params, "theta")), "phi": phi.init(key, pick(params, "phi"))}
 
-    def both(method: str):
+    def both(ours_of: Estimating, theirs_of: Estimating) -> Estimating:
         def run(key: Key, params: Params, state: PyTree, batch: Batch) -> tuple[Estimate, PyTree]:
-            ours, state_theta = getattr(theta, method)(key, pick(params, "theta"), state["theta"], batch)
-            theirs, state_phi = getattr(phi, method)(key, pick(params, "phi"), state["phi"], batch)
+            ours, state_theta = ours_of(key, pick(params, "theta"), state["theta"], batch)
+            theirs, state_phi = theirs_of(key, pick(params, "phi"), state["phi"], batch)
             control = {"theta": ours.grads.control, "phi": theirs.grads.control}
             grads = Params(ours.grads.theta, theirs.grads.phi, control)
             return Estimate(ours.loss, grads, {"theta": ours.aux, "phi": theirs.aux}), {"theta": state_theta, "phi": state_phi}
@@ -174,70 +186,17 @@ def split(*, theta: Estimator, phi: Estimator) -> Estimator:
         control = jax.tree.map(lambda leaf: False, params.control)
         return theta.tables(pick(params, "theta"))._replace(control=control)
 
-    return Estimator(jax.jit(init_params), init, both("estimate"), both("estimate_rows"), param_tables, theta.num_data)
-
-
-class _Level(NamedTuple):  # one expectation of the nest: over the global w, or over a datum's z
-    family: Family
-    rule: Rule
-    objective: Objective
-    num_samples: Any
-    uses_prior: bool
-
-
-def _levels(model: Model, guide: Guide, objective: Objectives, rules: Rules, num_samples: NumSamples) -> dict[str, _Level]:
-    """The nest, outermost first, with every setting spread over its levels and checked."""
-    families = {name: family for name, family in (("w", guide.family_w), ("z", guide.family_z)) if family is not None}
-    names = tuple(families)
-    if not isinstance(rules, Rule | Mapping):
-        raise ValueError(f"rules={rules!r} is no rule: write a call, as in pathwise(), or a dict of rules.")
-    priors = {"w": model.prior_w, "z": model.prior_z}
-    if len(names) == 1:
-        chosen = {names[0]: as_rule(rules, families[names[0]])}
-        objectives: dict[str, Any] = {names[0]: objective}
-        counts = {names[0]: num_samples}
-    else:
-        per_level = rules if isinstance(rules, Mapping) else dict.fromkeys(names, rules)
-        _check_names("rules", per_level, names)
-        chosen = {name: as_rule(per_level[name], families[name]) for name in names}
-        objectives = dict(objective) if isinstance(objective, Mapping) else {"w": objective, "z": elbo}
-        _check_names("objective", objectives, names)
-        counts = spread_samples(chosen, num_samples)
-        check_nesting(chosen, objectives["w"])
-    for name in names:
-        if not callable(objectives[name]):
-            raise ValueError(f"objective for {name!r} is {objectives[name]!r}: give a function log_w [K] -> [].")
-        prior = priors[name]
-        chosen[name].check(families[name], objectives[name], counts[name], None if prior is None else prior.family)
-    return {
-        name: _Level(families[name], chosen[name], objectives[name], counts[name], priors[name] is not None) for name in names
-    }
-
-
-def _check_names(what: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    if set(given) != set(names):
-        raise ValueError(f"{what} has entries {sorted(given)}, but the guide has latents {sorted(names)}: give one for each.")
-
-
-def _check_latents(model: Model, guide: Guide, num_data: int) -> None:
-    has = tuple(name for name, family in (("w", guide.family_w), ("z", guide.family_z)) if family is not None)
-    if set(model.latents) != set(has):
-        raise ValueError(
-            f"the model has latents {model.latents}, the guide {has}. Use guides.shared for a global w, per_datapoint or "
-            "amortized for a local z, hierarchical(w=..., z=...) for both."
+    lam_space = None
+    if theta.lam_space is not None and phi.lam_space is not None:
+        locate = phi.lam_space.locate
+        lam_space = LamSpace(
+            lambda params, batch: params._replace(phi=locate(pick(params, "phi"), batch).phi),
+            both(theta.lam_space.estimate, phi.lam_space.estimate),
         )
-    if not isinstance(num_data, int) or num_data < 1:
-        raise ValueError(f"num_data={num_data!r}: give the size of the whole data set, an int of at least 1.")
-    if guide.num_data is not None and guide.num_data != num_data:
-        raise ValueError(f"the guide's table has {guide.num_data} rows, but num_data={num_data}: they must be equal.")
-    if guide.family_w is not None:
-        family_w = guide.family_w
-        shape = jax.eval_shape(
-            lambda key: model.log_prior(model.init(key), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z_like(family_w))),
-            jax.random.key(0),
-        ).shape
-        if shape != ():
-            raise ValueError(f"model.log_prior returns shape {shape} for one w, not []: sum over its elements.")
+    return Estimator(
+        jax.jit(init_params), init, both(theta.estimate, phi.estimate), both(theta.estimate_rows, phi.estimate_rows),
+        param_tables, theta.num_data, lam_space,
+    )  # fmt: skip
 
 
 def _check_batch(batch: Batch) -> None:

@@ -117,6 +117,23 @@ def hierarchical(*, w: Guide, z: Guide) -> Guide:
     )
 
 
+def located(guide: Guide) -> Guide:
+    """The guide whose phi is q's parameters themselves: lam of w, and one row lam_i for every datum of a batch."""
+    both = guide.family_w is not None and guide.family_z is not None
+
+    def tables(lam: PyTree) -> PyTree:
+        parts = lam if both else {"z" if guide.family_w is None else "w": lam}
+        marked = {name: _all(value=name == "z")(part) for name, part in parts.items()}
+        return marked if both else next(iter(marked.values()))
+
+    return guide._replace(
+        locate_w=(lambda lam: lam["w"]) if both else (lambda lam: lam),
+        locate_z=(lambda lam, x: lam["z"]) if both else (lambda lam, x: lam),
+        tables=tables,
+        num_data=None,
+    )
+
+
 def _all(*, value: bool) -> Callable[[PyTree], PyTree]:
     return lambda phi: jax.tree.map(lambda leaf: value, phi)
 

@@ -38,6 +38,9 @@ class Sample(NamedTuple):
     key: Key  # fresh randomness for anything nested inside the integrand
 
 
+LogDensity = Scalar | Mapping[str, Scalar]
+"""One number, or named terms whose sum it is."""
+
 Integrand = Callable[[Sample], Any]
 """`integrand(sample) -> []`, or `([], aux)`. Usually `log_joint(sample.z) - sample.log_q`; for a plain expectation
 E_q[f], `f(sample.z)`. It must be affine in `sample.log_q` with a constant slope (-1, 0, ...)."""
@@ -96,8 +99,8 @@ class Model(NamedTuple):
     """A probabilistic model p(w) prod_i p(z_i, x_i | w). Build one with `models.latent_model`, `bayes_model` or `model`."""
 
     init: Callable[[Key], PyTree]  # -> theta
-    log_prior: Callable[[PyTree, PyTree], Scalar]  # (theta, w) -> [] log p(w | theta)
-    log_local: Callable[[PyTree, PyTree, PyTree, PyTree], Scalar]  # (theta, w, z, x) -> [] log p(z, x | w, theta)
+    log_prior: Callable[[PyTree, PyTree], LogDensity]  # (theta, w) -> [] log p(w | theta)
+    log_local: Callable[[PyTree, PyTree, PyTree, PyTree], LogDensity]  # (theta, w, z, x) -> [] log p(z, x | w, theta)
     latents: tuple[str, ...]  # which of "w" (global) and "z" (local, one per datum) there are
     prior_w: Prior | None = None
     prior_z: Prior | None = None
@@ -197,6 +200,13 @@ class Estimate(NamedTuple):
     aux: PyTree
 
 
+class LamSpace(NamedTuple):
+    """An estimator seen from q's parameters: what `lab.in_lam` makes one of."""
+
+    locate: Callable[[Params, Batch], Params]  # phi -> lam: leaves [B, ...] of local latents, lam of a global one, {"w", "z"}
+    estimate: Callable[[Key, Params, PyTree, Batch], tuple[Estimate, PyTree]]  # for such params
+
+
 class Estimator(NamedTuple):
     """Two pure functions, `init` and `estimate`, are all that fit, lab and checkpoints see.
 
@@ -210,3 +220,4 @@ class Estimator(NamedTuple):
     estimate_rows: Callable[[Key, Params, PyTree, Batch], tuple[Estimate, PyTree]]
     tables: Callable[[Params], Params]  # -> bool per leaf
     num_data: int
+    lam_space: LamSpace | None = None
