@@ -145,7 +145,7 @@ def test_split_needs_one_data_size():
 
 def test_a_log_prior_must_be_a_scalar():
     model = models.bayes_model(lambda theta, w: -(w**2), lambda theta, w, x: jnp.zeros(()))
-    with pytest.raises(ValueError, match=r"log_prior returns shape \(2,\) for one w, not \[\]: sum"):
+    with pytest.raises(ValueError, match=r"log_prior returned shape \(2,\).* sum over"):
         vj.estimator(model, guides.shared(NORMAL), rules=PATH, num_data=3)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from vijax.objectives import elbo, iwae
-from vijax.shapes import is_batch
+from vijax.shapes import is_batch, with_terms
 from vijax.types import Array, Batch, Guide, Key, Model, Params, PyTree
 
 
@@ -61,7 +61,7 @@ def _log_evidence(
         phi = jax.tree.map(lambda table, leaf: leaf[index] if table else leaf, is_table, params.phi)
         noise = family.noise(jax.random.fold_in(key, index), num_samples)
         z, log_q = jax.vmap(family.transport, in_axes=(None, 0))(guide.locate_z(phi, x), noise)
-        log_w = jax.vmap(lambda z: model.log_local(params.theta, None, z, x))(z) - log_q
+        log_w = jax.vmap(lambda z: with_terms(model.log_local(params.theta, None, z, x), "log_local")[0])(z) - log_q
         relative = jnp.exp(log_w - iwae(log_w))  # weights over their mean
         return Evidence(elbo(log_w), iwae(log_w), jnp.std(relative, ddof=1) / num_samples**0.5)
 

@@ -11,7 +11,7 @@ from vijax.guides import located
 from vijax.nest import Level, NumSamples, Objectives, nest
 from vijax.objectives import elbo, is_linear
 from vijax.rules import Rules
-from vijax.shapes import is_batch
+from vijax.shapes import add_terms, is_batch, with_terms
 from vijax.types import Batch, Estimate, Estimator, Guide, Key, LamSpace, Model, Params, PyTree, Sample, Scalar
 
 EVALUATION = "log_joint"
@@ -84,19 +84,25 @@ def estimator(
 def _bound(model: Model, guide: Guide, levels: Mapping[str, Level], num_data: int):
     """(params with tables of the batch's rows, key, state, batch) -> (the bound on all data, its statistics)."""
 
-    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
-        return checkpoint_name(model.log_local(theta, w, z, x), EVALUATION)
+    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
+        value, terms = with_terms(model.log_local(theta, w, z, x), "log_local")
+        return checkpoint_name(value, EVALUATION), terms
 
     def local_term(key: Key, theta: PyTree, w: PyTree, phi_i: PyTree, x: PyTree, control: PyTree, state: PyTree):
         level = levels["z"]
         prior = model.prior_z.locate(theta, w) if level.uses_prior and model.prior_z is not None else None
+
+        def integrand(sample: Sample) -> tuple[Scalar, PyTree]:
+            value, terms = log_local(theta, w, sample.z, x)
+            return value - sample.log_q, terms
+
         return level.rule.surrogate(
-            key, level.family, guide.locate_z(phi_i, x), lambda s: log_local(theta, w, s.z, x) - s.log_q,
-            objective=level.objective, num_samples=level.num_samples, control=control, state=state, x=x, prior=prior,
+            key, level.family, guide.locate_z(phi_i, x), integrand, objective=level.objective,
+            num_samples=level.num_samples, control=control, state=state, x=x, prior=prior,
         )  # fmt: skip
 
     def data_term(key: Key, params: Params, state: PyTree, batch: Batch, w: PyTree) -> tuple[Scalar, PyTree]:
-        theta, aux = params.theta, ()
+        theta, scale = params.theta, num_data / batch.index.shape[0]
         if "z" in levels:
             rows = jax.tree.map(lambda is_table: 0 if is_table else None, guide.tables(params.phi))
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.index)
@@ -106,8 +112,9 @@ def _bound(model: Model, guide: Guide, levels: Mapping[str, Level], num_data: in
             )
             aux = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), aux)
         else:
-            terms = jax.vmap(lambda x: log_local(theta, w, None, x))(batch.x)
-        return num_data / batch.index.shape[0] * jnp.sum(terms), aux
+            terms, aux = jax.vmap(lambda x: log_local(theta, w, None, x))(batch.x)
+            aux = {name: scale * jnp.sum(term) for name, term in aux.items()}
+        return scale * jnp.sum(terms), aux
 
     def bound(params: Params, key: Key, state: PyTree, batch: Batch) -> tuple[Scalar, PyTree]:
         if "w" not in levels:
@@ -122,7 +129,8 @@ def _bound(model: Model, guide: Guide, levels: Mapping[str, Level], num_data: in
 
         def integrand(sample: Sample) -> tuple[Scalar, PyTree]:
             value, aux = data_term(sample.key, params, state, batch, sample.z)
-            return model.log_prior(params.theta, sample.z) + value - sample.log_q, aux
+            prior, terms = with_terms(model.log_prior(params.theta, sample.z), "log_prior")
+            return prior + value - sample.log_q, aux if "z" in levels else add_terms(terms, aux)
 
         prior = model.prior_w.locate(params.theta) if level.uses_prior and model.prior_w is not None else None
         value, aux = level.rule.surrogate(

@@ -10,6 +10,7 @@ from vijax.families import z_like
 from vijax.objectives import elbo
 from vijax.rules import Rules, as_rule
 from vijax.rules.mixed import check_nesting, spread_samples
+from vijax.shapes import with_terms
 from vijax.types import Family, Guide, Model, Objective, Rule
 
 Objectives = Objective | Mapping[str, Objective]
@@ -76,9 +77,5 @@ def _check_latents(model: Model, guide: Guide, num_data: int) -> None:
         raise ValueError(f"the guide's table has {guide.num_data} rows, but num_data={num_data}: they must be equal.")
     if guide.family_w is not None:
         family_w = guide.family_w
-        shape = jax.eval_shape(
-            lambda key: model.log_prior(model.init(key), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z_like(family_w))),
-            jax.random.key(0),
-        ).shape
-        if shape != ():
-            raise ValueError(f"model.log_prior returns shape {shape} for one w, not []: sum over its elements.")
+        w = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z_like(family_w))
+        jax.eval_shape(lambda key: with_terms(model.log_prior(model.init(key), w), "log_prior"), jax.random.key(0))

@@ -1,11 +1,12 @@
 """Shape checks at the door, for mistakes that broadcasting would hide."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vijax.types import Batch, PyTree
+from vijax.types import Batch, PyTree, Scalar
 
 
 def one_number(value: Any, what: str) -> Any:
@@ -16,6 +17,19 @@ def one_number(value: Any, what: str) -> Any:
             "dimensions, as in jnp.sum(...)."
         )
     return value
+
+
+def with_terms(value: Any, what: str) -> tuple[Scalar, dict[str, Scalar]]:
+    """(total, terms by name) of a log-density that is one number, which has no terms, or a dict {name: term} of its terms."""
+    if not isinstance(value, Mapping):
+        return one_number(value, what), {}
+    terms = {name: one_number(term, f"term {name!r} of {what}") for name, term in value.items()}
+    return sum(terms.values(), jnp.zeros(())), terms
+
+
+def add_terms(some: Mapping[str, Scalar], more: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Both together; terms of one name are added."""
+    return {**some, **{name: some[name] + term if name in some else term for name, term in more.items()}}
 
 
 def same_shapes(tree: PyTree, like: PyTree, what: str) -> None:

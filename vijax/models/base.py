@@ -1,17 +1,20 @@
-"""How a model is put together: global latents, local latents, or both."""
+"""How a model is put together: global latents, local latents, or both.
+
+A log-density is one number, or a dict {name: term} of the terms whose sum it is: `rules.by_terms` gives credit by their names.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
-from vijax.shapes import one_number
-from vijax.types import Key, Model, Prior, PyTree, Scalar
+from vijax.shapes import with_terms
+from vijax.types import Key, LogDensity, Model, Prior, PyTree, Scalar
 
 
 def latent_model(
     init: Callable[[Key], PyTree],
-    log_joint: Callable[[PyTree, PyTree, PyTree], Scalar],
+    log_joint: Callable[[PyTree, PyTree, PyTree], LogDensity],
     *,
     prior: Prior | None = None,
     simulate: Callable[..., Any] | None = None,
@@ -26,16 +29,16 @@ def latent_model(
       posterior: (theta, x) -> lam of the exact p(z_i | x_i).
     """
 
-    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
-        return one_number(log_joint(theta, z, x), "log_joint")
+    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
+        return _checked(log_joint(theta, z, x), "log_joint")
 
     local_prior = None if prior is None else Prior(prior.family, lambda theta, w: prior.locate(theta))
     return Model(init, _no_prior, log_local, ("z",), None, local_prior, simulate, log_evidence, posterior)
 
 
 def bayes_model(
-    log_prior: Callable[[PyTree, PyTree], Scalar],
-    log_lik: Callable[[PyTree, PyTree, PyTree], Scalar],
+    log_prior: Callable[[PyTree, PyTree], LogDensity],
+    log_lik: Callable[[PyTree, PyTree, PyTree], LogDensity],
     *,
     init: Callable[[Key], PyTree] = lambda key: (),
     prior: Prior | None = None,
@@ -49,15 +52,15 @@ def bayes_model(
       prior: p(w | theta) as a family.    log_evidence, posterior: of the whole data set, x leaves [N, ...].
     """
 
-    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
-        return one_number(log_lik(theta, w, x), "log_lik")
+    def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
+        return _checked(log_lik(theta, w, x), "log_lik")
 
     return Model(init, log_prior, log_local, ("w",), prior, None, simulate, log_evidence, posterior)
 
 
 def hierarchical_model(
-    log_prior: Callable[[PyTree, PyTree], Scalar],
-    log_local: Callable[[PyTree, PyTree, PyTree, PyTree], Scalar],
+    log_prior: Callable[[PyTree, PyTree], LogDensity],
+    log_local: Callable[[PyTree, PyTree, PyTree, PyTree], LogDensity],
     *,
     init: Callable[[Key], PyTree] = lambda key: (),
     prior_w: Prior | None = None,
@@ -72,10 +75,15 @@ def hierarchical_model(
       prior_z: p(z | w, theta) as a family, `locate(theta, w)`.    log_evidence, posterior: of the whole data set.
     """
 
-    def checked(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> Scalar:
-        return one_number(log_local(theta, w, z, x), "log_local")
+    def checked(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
+        return _checked(log_local(theta, w, z, x), "log_local")
 
     return Model(init, log_prior, checked, ("w", "z"), prior_w, prior_z, simulate, log_evidence, posterior)
+
+
+def _checked(value: LogDensity, what: str) -> LogDensity:
+    with_terms(value, what)
+    return value
 
 
 def _no_prior(theta: PyTree, w: PyTree) -> Scalar:

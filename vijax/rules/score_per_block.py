@@ -79,11 +79,19 @@ def by_substitution() -> Credit:
 
 
 def by_terms(depends: Mapping[str, tuple[str, ...]]) -> Credit:
-    """The sum of the terms named for the block, less the block's own log q.
+    """The sum of the terms named for the block, less the block's own log q; with K >= 2, less the other samples' mean of that.
 
-    For an integrand that returns (value, terms): value = sum of terms - log_q, terms a dict name -> []. As in
-    `depends={"a": ("prior_a", "likelihood"), "b": ("prior_b", "likelihood")}`. A term left out for a block on which it
-    depends biases that block's gradient, and nothing here can tell.
+    A model says its terms by returning a dict of them, whose sum it is, in place of a number: from `log_joint` or `log_local`
+    for blocks of a local latent, from `log_prior` and `log_lik` for blocks of a global one (a term of log_lik is then the sum
+    over the data). Terms that depend on both levels of a hierarchical model belong to its local latent alone.
+
+        def log_joint(theta, z, x):
+            return {"prior_a": ..., "prior_b": ..., "likelihood": ...}
+
+        rules.score_per_block(rules.by_terms({"a": ("prior_a", "likelihood"), "b": ("prior_b", "likelihood")}))
+
+    With the rule used bare, the integrand returns (value, terms), value = sum of terms - log_q. A term left out for a block on
+    which it depends biases that block's gradient, and nothing here can tell.
 
     Args:
       depends: block -> the names of all terms that depend on it.
@@ -93,7 +101,9 @@ def by_terms(depends: Mapping[str, tuple[str, ...]]) -> Credit:
         _check_terms(depends, known.family, known.terms)
         log_prob = cast(Mapping[str, Family], known.family.blocks)[block].log_prob
         own = jax.vmap(log_prob, in_axes=(None, 0))(known.lam[block], known.samples.z[block])
-        return sum((known.terms[name] for name in depends[block]), -own)
+        credit = sum((known.terms[name] for name in depends[block]), -own)
+        count = credit.shape[0]
+        return credit if count == 1 else (credit - jnp.mean(credit)) * (count / (count - 1))
 
     return Credit("by_terms()", signal, "K")
 
@@ -106,6 +116,6 @@ def _check_terms(depends: Mapping[str, tuple[str, ...]], family: Family, terms: 
     missing = {name for names in depends.values() for name in names} - known
     if missing:
         raise ValueError(
-            f"by_terms: terms {sorted(missing)} are not among those the integrand returns, {sorted(known)}. Return "
-            "(value, {name: term}) from it, or write score_per_block(by_substitution())."
+            f"by_terms: terms {sorted(missing)} are not among those of the log-joint, {sorted(known)}. Return a dict "
+            "{name: term} from it (see by_terms), or write score_per_block(by_substitution())."
         )
