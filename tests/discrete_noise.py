@@ -29,8 +29,8 @@ def affine(theta, z):
     return 1.7 + jnp.vdot(theta[: z.shape[-1]], z)
 
 
-def one_draw(rule, family, *, objective=elbo, num_samples=1, f=nonlinear, noise=None, control=None, density=True):
-    """(key, theta, logits, control) -> gradient of the surrogate in all three."""
+def one_draw(rule, family, *, objective=elbo, num_samples=1, f=nonlinear, noise=None, control=None, density=True, **given):
+    """(theta, logits, control, key) -> gradient of the surrogate in all three. `given`: a state, x."""
     fixed = family if noise is None else family._replace(noise=lambda key, count: noise)
 
     def value(theta, logits, control, key):
@@ -38,7 +38,8 @@ def one_draw(rule, family, *, objective=elbo, num_samples=1, f=nonlinear, noise=
             return f(theta, s.z) - (s.log_q if density else 0.0)
 
         return rule.surrogate(
-            key, fixed, {"logits": logits}, integrand, objective=objective, num_samples=num_samples, control=control
+            key, fixed, {"logits": logits}, integrand, objective=objective, num_samples=num_samples, control=control,
+            **given,
         )[0]  # fmt: skip
 
     return jax.grad(value, argnums=(0, 1, 2))
