@@ -52,6 +52,7 @@ CASES = {
     "measure_valued": (rules.measure_valued(), NORMAL, LAM),
     "linearised": (rules.quadratic_control(), NORMAL, LAM),
     "linearised_1": (rules.quadratic_control(rules.taylor(1)), NORMAL, LAM),
+    "linearised_products": (rules.quadratic_control(rules.taylor(probes=2)), NORMAL, LAM),
     "delta_method": (rules.quadratic_control(carrier=rules.by_score), NORMAL, LAM),
     "learned_quadratic": (rules.quadratic_control(rules.learned_quadratic(2, rank=1)), NORMAL, LAM),
     "lax": (rules.lax(Critic(), example=np.zeros(2)), NORMAL, LAM),

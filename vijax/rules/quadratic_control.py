@@ -5,7 +5,7 @@ from (the integrand's Taylor expansion at the mean, or learned), and which rule 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,49 +16,84 @@ from vijax.types import Array, Aux, Family, Key, PyTree, Requirements, Rule, Sca
 
 
 class Quadratic(NamedTuple):
-    """constant + slope . (z - centre) + (z - centre)' hessian (z - centre) / 2, a function of z [D]."""
+    """constant + slope . (z - centre) + (z - centre)' H (z - centre) / 2, a function of z [D]."""
 
     centre: Array  # [D]
     constant: Scalar
     slope: Array  # [D]
-    hessian: Array  # [D, D], symmetric
+    product: Callable[[Array], Array]  # v [D] -> H v [D], linear, H symmetric
+    trace: Callable[[Family, PyTree], Scalar]  # (family, lam) -> tr(H Cov q), exact or without bias
 
     def at(self, z: Array) -> Scalar:
         """Its value at z [D]."""
         shift = z - self.centre
-        return self.constant + self.slope @ shift + 0.5 * shift @ self.hessian @ shift
+        return self.constant + self.slope @ shift + 0.5 * shift @ self.product(shift)
 
-    def mean(self, mean: Array, covariance: Array) -> Scalar:
-        """Its exact expectation under any law with this mean [D] and covariance [D, D]."""
-        return self.at(mean) + 0.5 * jnp.vdot(self.hessian, covariance)
+    def mean(self, family: Family, lam: PyTree) -> Scalar:
+        """Its expectation under q."""
+        return self.at(moments(family, lam)[0]) + 0.5 * self.trace(family, lam)
+
+
+def moments(family: Family, lam: PyTree) -> tuple[Array, Array]:
+    """Mean [D] and covariance [D, D] of q."""
+    return cast(Callable, family.normal_moments)(lam)
+
+
+def with_hessian(centre: Array, constant: Scalar, slope: Array, hessian: Array) -> Quadratic:
+    """The one with this Hessian [D, D], whose expectation is exact."""
+
+    def trace(family: Family, lam: PyTree) -> Scalar:
+        return jnp.vdot(hessian, moments(family, lam)[1])
+
+    return Quadratic(centre, constant, slope, lambda v: hessian @ v, trace)
 
 
 class Surface(NamedTuple):
     """Where the quadratic comes from. It must not depend on the draws."""
 
     name: str
-    quadratic: Callable[..., Quadratic]  # (control, f: z [D] -> [], mean [D]) -> Quadratic
+    quadratic: Callable[..., Quadratic]  # (key, control, f: z [D] -> [], mean [D]) -> Quadratic
     evaluations: str
     paper: str
     init: Callable[[Key], PyTree] = lambda key: ()
 
 
-def taylor(order: int = 2) -> Surface:
+def taylor(order: int = 2, *, probes: int | None = None) -> Surface:
     """The integrand's Taylor expansion at q's mean: exact, hence without variance, where the integrand is quadratic.
 
     Args:
       order: 2, with the full Hessian (D Hessian-vector products), or 1, the gradient alone.
+      probes: M >= 1; the Hessian is then met in products alone, one per sample and M with random signs v for the trace, whose
+        mean v'L'HLv it is (L L' = Cov q). Where the integrand is quadratic the gradient of the mean still has no variance;
+        that of log_scale_i has s_i^2 sum_{j != i} s_j^2 H_ij^2 / M (diagonal q), nothing for a diagonal H. The diagonal
+        from the other K - 1 samples' products (Miller et al. 2017, section 3.3) would cancel in the average over samples.
     """
-    if order not in (1, 2):
-        raise ValueError(f"taylor(order={order}): 1 or 2.")
+    if order not in (1, 2) or (probes is not None and (order != 2 or probes < 1)):
+        raise ValueError(f"taylor(order={order}, probes={probes}): order 1 or 2; probes, at least 1, go with order 2.")
 
-    def quadratic(control: PyTree, f: Callable[[Array], Scalar], mean: Array) -> Quadratic:
+    def quadratic(key: Key, control: PyTree, f: Callable[[Array], Scalar], mean: Array) -> Quadratic:
+        if probes is not None:
+            slope, product = jax.linearize(jax.grad(f), mean)
+            signs = jax.random.rademacher(key, (probes, mean.size), mean.dtype)
+            return Quadratic(mean, f(mean), slope, product, lambda family, lam: probed_trace(family, lam, product, signs))
         constant, slope = jax.value_and_grad(f)(mean)
         hessian = jax.hessian(f)(mean) if order == 2 else jnp.zeros((mean.size, mean.size), mean.dtype)
-        return Quadratic(mean, constant, slope, 0.5 * (hessian + hessian.T))
+        return with_hessian(mean, constant, slope, 0.5 * (hessian + hessian.T))
 
-    cost = "K+1+D" if order == 2 else "K+1"
-    return Surface(f"taylor({order})", quadratic, cost, "Miller et al. 2017; Paisley et al. 2012")
+    cost = "K+1" if order == 1 else "K+1+D" if probes is None else f"2K+1+{probes}"
+    name = f"taylor({order}{'' if probes is None else f', probes={probes}'})"
+    return Surface(name, quadratic, cost, "Miller et al. 2017; Paisley et al. 2012")
+
+
+def probed_trace(family: Family, lam: PyTree, product: Callable[[Array], Array], signs: Array) -> Scalar:
+    """tr(H Cov q) estimated without bias from products at the points to which q's sampler takes the signs [M, D]."""
+    mean = moments(family, lam)[0]
+
+    def one(sign: Array) -> Scalar:
+        shift = family.transport(lam, sign)[0] - mean
+        return shift @ product(shift)
+
+    return jnp.mean(jax.vmap(one)(signs))
 
 
 def learned_quadratic(dim: int, *, rank: int | None = None) -> Surface:
@@ -79,9 +114,10 @@ def learned_quadratic(dim: int, *, rank: int | None = None) -> Surface:
             "strengths": jnp.zeros((columns,)),
         }  # fmt: skip
 
-    def quadratic(control: PyTree, f: Callable[[Array], Scalar], mean: Array) -> Quadratic:
+    def quadratic(key: Key, control: PyTree, f: Callable[[Array], Scalar], mean: Array) -> Quadratic:
         spread = (control["directions"] * control["strengths"][None]) @ control["directions"].T
-        return Quadratic(control["centre"], jnp.zeros((), mean.dtype), control["slope"], jnp.diag(control["diagonal"]) + spread)
+        hessian = jnp.diag(control["diagonal"]) + spread
+        return with_hessian(control["centre"], jnp.zeros((), mean.dtype), control["slope"], hessian)
 
     name = f"learned_quadratic({dim}{'' if rank is None else f', rank={rank}'})"
     return Surface(name, quadratic, "K", "Geffner and Domke 2020", init)
@@ -142,10 +178,10 @@ def quadratic_control(surface: Surface | None = None, *, carrier: Carrier = by_p
             return evaluate_at(integrand, family, lam, z[None], mean_key)[0][0]
 
         def gradient(control: PyTree) -> PyTree:
-            quadratic = chosen.quadratic(control, at_mean, family.normal_moments(fixed)[0])
+            quadratic = chosen.quadratic(jax.random.fold_in(key, 3), control, at_mean, moments(family, fixed)[0])
 
             def total(lam: PyTree) -> Scalar:
-                return carrier(family, lam, samples, quadratic) + quadratic.mean(*family.normal_moments(lam))
+                return carrier(family, lam, samples, quadratic) + quadratic.mean(family, lam)
 
             return jax.grad(total)(fixed)
 
