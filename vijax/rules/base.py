@@ -35,12 +35,7 @@ def rule(
 
     def default_check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
         check_requirements(name, requires, family, objective, num_samples, prior)
-        noise.check(family, num_samples)
-        if not (noise.independent or requires.samplewise or is_linear(objective)):
-            raise ValueError(
-                f"{name}: with a non-linear objective its derivation needs independent samples, which {noise.name} does not "
-                "draw. Write pathwise() for it, noise=iid() or objective=elbo."
-            )
+        check_noise(name, requires, noise, family, objective, num_samples)
 
     legal = default_check if check is None else check
 
@@ -129,6 +124,18 @@ def check_requirements(
         )
     if requires.kl and prior is not None and prior.name != family.name:
         refuse(f"the prior is {prior.name}, another family, so KL(q || prior) has no closed form here.")
+
+
+def check_noise(
+    name: str, requires: Requirements, noise: Noise, family: Family, objective: Objective, num_samples: int
+) -> None:
+    """Refuse noise that the family cannot take, or that depends between samples where the rule's derivation forbids it."""
+    noise.check(family, num_samples)
+    if not (noise.independent or requires.samplewise or is_linear(objective)):
+        raise ValueError(
+            f"{name}: with a non-linear objective its derivation needs independent samples, which {noise.name} does not "
+            "draw. Write pathwise() for it, noise=iid() or objective=elbo."
+        )
 
 
 def draw(key: Key, family: Family, lam: PyTree, num_samples: int, noise: Noise = IID) -> Sample:
