@@ -31,6 +31,12 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
         check_nesting(rules, objective)
         counts, prior_blocks = samples_for(num_samples), prior.blocks if prior is not None and prior.blocks else {}
         for depth, (name, part) in enumerate(rules.items()):
+            if depth and family.ordered and part.requires.kl and prior is not None and prior != family:
+                raise ValueError(
+                    f"{part.name} for {name!r}: the prior is another chain than q, {family.name}, so where its {name!r} lies "
+                    f"given the blocks before is unknown here. State the prior in q's own family, or write {name!r} a rule "
+                    "without closed-form KL, such as pathwise() or score()."
+                )
             part.check(_block(family, name), objective if depth == 0 else elbo, counts[name], prior_blocks.get(name))
 
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
@@ -48,7 +54,7 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
                 key, _block(family, name), family.block_lam(name, lam, outer.z), inside, objective=objective,
                 num_samples=counts[name],
                 control=control[name] if control else (), state=state[name] if state else (), x=x,
-                prior=None if prior is None else prior[name],
+                prior=None if prior is None else family.block_lam(name, prior, outer.z),
             )  # fmt: skip
 
         value, aux = nest(0, key, Sample({}, cast(jax.Array, 0.0), key), objective)
@@ -59,7 +65,10 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
 
     return rule(
         f"mixed({', '.join(f'{name}={part.name}' for name, part in rules.items())})",
-        Requirements(samplewise=all(part.requires.samplewise for part in rules.values())),
+        Requirements(
+            samplewise=all(part.requires.samplewise for part in rules.values()),
+            unbiased=all(part.requires.unbiased for part in rules.values()),
+        ),
         surrogate,
         check=check,
         init=lambda key: {n: r.init(k) for (n, r), k in zip(rules.items(), jax.random.split(key, len(rules)), strict=True)},
