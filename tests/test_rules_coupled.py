@@ -22,6 +22,7 @@ from discrete_noise import (
 )
 
 from vijax import families
+from vijax.baselines import Baseline, none, replace_one
 from vijax.objectives import elbo, iwae
 from vijax.rules import (
     arm,
@@ -88,7 +89,7 @@ def test_copula_has_uniform_margins_and_the_pair_probability_that_arms_divides_b
 
 
 def test_one_bit_closed_forms(x64, monkeypatch):
-    """Mean and variance in one dimension, a = f(1) - f(0), M and m the larger and smaller probability."""
+    """Identity 33. Mean and variance in one dimension, a = f(1) - f(0), M and m the larger and smaller probability."""
     logits = np.array([0.8])
     family, p = families.bernoulli(1), 1.0 / (1.0 + np.exp(-0.8))
     a, big, small = THETA[0], max(p, 1.0 - p), min(p, 1.0 - p)
@@ -101,6 +102,12 @@ def test_one_bit_closed_forms(x64, monkeypatch):
     for build, variance in expected.items():
         mean, var = coupled_moments(monkeypatch, build(), logits, pair_noise(logits, 1, 2), **settings)
         assert_equal((mean[1], var[1]), (np.array([a * v]), np.array([variance])))
+    level = float(affine(THETA, np.zeros(1))) + a * p  # E[f]
+    known = Baseline("exact mean", lambda objective, log_w, *rest: replace_one(objective, log_w, jnp.full_like(log_w, level)))
+    mean, var = enumerated_moments(score(known), family, logits[None], **settings)
+    assert_equal((mean[1], var[1]), (np.array([[a * v]]), np.array([[a**2 * v * (1.0 - 4.0 * v)]])))
+    _, worse = enumerated_moments(score(none()), family, logits[None], **settings)
+    assert worse[1] > 2.0 * var[1]
     mean, var = enumerated_moments(score(), family, logits[None], num_samples=2, **settings)
     assert_equal((mean[1], var[1]), (np.array([[a * v]]), np.array([[a**2 * v * (0.5 - v)]])))
     for rule in (local_expectation(), local_expectation(1)):
