@@ -1,4 +1,6 @@
-"""MuProp with the baselines of the score function: exact means over all draws, and what the baseline is fitted to."""
+"""MuProp with the baselines of the score function: exact means over all draws, what the baseline is fitted to, where a
+learned scale comes to rest.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,14 @@ from discrete_noise import (
     nonlinear,
     one_draw,
     perturbed,
+    run,
+    states_noise,
 )
 
 from vijax import families
 from vijax.baselines import learned, leave_one_out, moving_average, ovis, ovis_monte_carlo
 from vijax.objectives import elbo
-from vijax.rules import muprop
+from vijax.rules import double_control_variates, muprop
 
 NETWORK = learned((lambda key: {"slope": jnp.ones(()), "bias": jnp.zeros(())}, lambda c, x: c["slope"] * x + c["bias"]))
 STATE = {"sum": jnp.asarray(0.3), "weight": jnp.asarray(0.2)}
@@ -122,3 +126,26 @@ def test_biased_baselines_and_those_with_draws_of_their_own():
     assert not muprop(baseline=ovis(1.0)).requires.unbiased and muprop(baseline=NETWORK).requires.unbiased
     with pytest.raises(ValueError, match=r"draws of its own. Write baselines.leave_one_out"):
         muprop(baseline=ovis_monte_carlo(2))
+
+
+@pytest.mark.parametrize("rule", [muprop(learn_scale=True), double_control_variates()], ids=lambda rule: rule.name)
+def test_the_learned_scale_is_at_rest_where_the_enumerated_variance_is_least(x64, rule):
+    """E|g|^2 is a parabola in the scale: through three points, its vertex is where the mean slope vanishes."""
+    noise, index = (jnp.asarray(part) for part in states_noise(B3, 2))
+    logits, start = jnp.asarray(BERNOULLI_LOGITS[0]), rule.init(jax.random.key(0))
+    weights = jnp.exp(jnp.sum(jax.vmap(lambda z: B3.log_prob({"logits": logits}, z))(B3.support())[index], axis=1))
+
+    def at(scale):
+        def one(noise):
+            gradient = one_draw(rule, B3, num_samples=2, noise=noise)
+            return gradient(jnp.asarray(THETA), logits, start | {"scale": scale}, jax.random.key(0))[1:]
+
+        draws, slopes = jax.vmap(one)(noise)
+        return weights @ jnp.sum(jnp.square(draws), axis=1), weights @ slopes["scale"]
+
+    low, middle, high = (run(at, jnp.asarray(scale))[0] for scale in (0.0, 0.5, 1.0))
+    curvature = 4.0 * (low - 2.0 * middle + high)
+    best = 0.5 - (high - low) / curvature
+    square, slope = run(at, jnp.asarray(best))
+    assert square < min(low, middle, high) and abs(slope) < 1e-9 * curvature
+    assert run(at, jnp.asarray(best - 0.1))[1] > 0.0 > run(at, jnp.asarray(best + 0.1))[1]

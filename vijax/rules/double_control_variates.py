@@ -13,7 +13,9 @@ def double_control_variates() -> Rule:
     the others' baseline; the one expectation that does not vanish, that of c_k dlog q_k, is added in closed form.
 
     Titsias and Shi 2022, eq. 11. A learned scalar multiplies c (minus their alpha), fitted to the variance; at 1 it is exact,
-    sample by sample, for affine f; at 0 it is score().
+    sample by sample, for affine f; at 0 it is score(). How much it helps depends on how affine f is between the values of z:
+    on a sigmoid belief net of 50 units on 8 x 8 digits the best scale, by brute force, is 1.0 at the start (variance 13 times
+    below score()'s), 0.7 after 300 steps (a quarter less) and 0.13 after 1500 (1% less), and that is what is learned.
 
     Unbiased for: the gradient of the ELBO, in theta and phi.
     Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand differentiable in z at its
