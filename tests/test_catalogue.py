@@ -4,185 +4,34 @@ One compiled program per legal triple draws thousands of gradients at several pa
 """
 
 import pathlib
-from typing import Any, NamedTuple
 
-import exact as exact_answers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
-from checks import FAST_COMPILE
+from exact import quadrature
+from matrix import (
+    OBJECTIVES,
+    assert_same_as_the_loop,
+    by_legality,
+    check_triple,
+    gradients,
+    make_rule,
+    samples_of,
+    worst_z,
+)
+from matrix_fixtures import FIXTURES
+from scipy import special
 
 import vijax as vj
-from vijax import densities, families
+from vijax import densities
 from vijax.catalogue import CATALOGUE, OBJECTIVE_OF, table
-from vijax.objectives import elbo, iwae, renyi
+from vijax.objectives import elbo, iwae
+from vijax.types import Aux, Requirements
 
-NUM_DRAWS = 4000
-NUM_SAMPLES = 2
-RARE = float(jax.nn.sigmoid(-12.0))
-
-
-class Fixture(NamedTuple):
-    family: vj.Family
-    lams: Any  # parameter points, leaves [P, ...]: random first
-    theta: np.ndarray
-    f: Any  # (theta, z) -> [], defined at relaxed z too
-    nodes: int = 0
-
-
-def bernoulli() -> Fixture:
-    """Three bits, a random table extended multilinearly; random, all-zero and saturated logits."""
-
-    def f(theta, b):
-        for bit in b:
-            theta = theta[0] * (1.0 - bit) + theta[1] * bit
-        return theta
-
-    logits = np.array([[0.4, -0.9, 1.3], [0.0, 0.0, 0.0], [12.0, 0.0, -12.0]])
-    return Fixture(families.bernoulli(3), {"logits": logits}, np.random.default_rng(0).normal(size=(2, 2, 2)), f)
-
-
-def categorical() -> Fixture:
-    """Four classes, f quadratic in the one-hot z; random, tied and saturated logits."""
-
-    def f(theta, z):
-        return jnp.vdot(theta, z) + jnp.square(jnp.vdot(theta, z) - 0.4)
-
-    logits = np.array([[0.4, -0.9, 1.3, 0.1], [0.7, 0.7, 0.7, 0.7], [12.0, 0.0, 0.0, 11.0]])
-    return Fixture(families.categorical(4), {"logits": logits}, np.array([0.5, -1.0, 2.0, 0.3]), f)
-
-
-def sites() -> Fixture:
-    """Two sites of three classes each."""
-
-    def f(theta, z):
-        return z[0] @ theta @ z[1]
-
-    logits = np.array([[[0.4, -0.9, 0.0], [1.0, 0.2, -0.5]], [[0.0, 0.0, 0.0], [1.0, 1.0, -1.0]]])
-    return Fixture(families.categorical(3, num_sites=2), {"logits": logits}, np.random.default_rng(1).normal(size=(3, 3)), f)
-
-
-def normal() -> Fixture:
-    """A normal plane, f neither linear nor quadratic."""
-
-    def f(theta, z):
-        return theta[0] * jnp.sin(z[0]) + theta[1] * z[0] * z[1] - 0.1 * jnp.square(z[1])
-
-    lams = {"loc": np.array([[0.3, -0.5], [0.0, 0.0]]), "log_scale": np.array([[-0.4, 0.2], [-3.0, 0.0]])}
-    return Fixture(families.diag_normal(2), lams, np.array([0.8, -0.6]), f, 12)
-
-
-def mixed_blocks() -> Fixture:
-    """A class and a normal number."""
-
-    def f(theta, latent):
-        return -0.5 * jnp.square(latent["z"][0] - latent["c"] @ theta)
-
-    lams = {
-        "c": {"logits": np.array([[0.4, -0.9], [0.0, 0.0]])},
-        "z": {"loc": np.array([[0.3], [0.0]]), "log_scale": np.array([[-0.4], [0.1]])},
-    }
-    return Fixture(families.product(c=families.categorical(2), z=families.diag_normal(1)), lams, np.array([0.8, -0.6]), f, 24)
-
-
-FIXTURES = {make.__name__: make() for make in (bernoulli, categorical, sites, normal, mixed_blocks)}
-OBJECTIVES = {"elbo": elbo, "iwae": iwae, "renyi": renyi(0.5)}
-
-
-def triples(objectives):
-    for place, fixture in FIXTURES.items():
-        for name in CATALOGUE:
-            known = {OBJECTIVE_OF[name].__name__: OBJECTIVE_OF[name]} if name in OBJECTIVE_OF else objectives
-            for label, objective in known.items():
-                # A second family of the same kind, and a second objective on mixed latents, wait for the long sweep.
-                long = place == "sites" or (label != "elbo" and place not in ("bernoulli", "normal"))
-                marks = [pytest.mark.slow] if long else []
-                yield pytest.param(fixture, name, objective, id=f"{place}-{name}-{label}", marks=marks)
-
-
-def is_legal(fixture, rule, objective) -> bool:
-    try:
-        rule.check(fixture.family, objective, NUM_SAMPLES, fixture.family)
-    except ValueError:
-        return False
-    return True
-
-
-LEGAL = {True: [], False: []}
-for _param in triples({"elbo": elbo, "iwae": iwae}):
-    _fixture, _name, _objective = _param.values
-    LEGAL[is_legal(_fixture, CATALOGUE[_name](_fixture.family), _objective)].append(_param)
-LEGAL_RENYI = [
-    p for p in triples({"renyi": OBJECTIVES["renyi"]}) if p.values[1] not in OBJECTIVE_OF and
-    is_legal(p.values[0], CATALOGUE[p.values[1]](p.values[0].family), p.values[2])
-]  # fmt: skip
-
-
-def prior_of(fixture):
-    """A fixed prior in the family, which every integrand contains."""
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * leaf[0] - 0.1), fixture.lams)
-
-
-def log_joint(fixture, theta, z):
-    return fixture.f(theta, z) + fixture.family.log_prob(prior_of(fixture), z)
-
-
-def exact_bound(fixture, objective):
-    def bound(lam, theta):
-        z, weights = exact_answers.quadrature(fixture.family, lam, fixture.nodes)
-        log_w = jax.vmap(lambda z: log_joint(fixture, theta, z) - fixture.family.log_prob(lam, z))(z)
-        return exact_answers.expectation(objective, NUM_SAMPLES, weights, log_w)
-
-    return bound
-
-
-def gradients(fixture, rule, objective):
-    """Draws [P, S, ...] of the gradient in (lam, theta), and the exact one [P, ...]."""
-    control, state = rule.init(jax.random.key(1)), rule.init_state()
-    theta = jnp.asarray(fixture.theta, jnp.result_type(float))
-    lams = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), fixture.lams)
-
-    def one(key, lam):
-        def bound(lam, theta):
-            return rule.surrogate(
-                key, fixture.family, lam, lambda s: log_joint(fixture, theta, s.z) - s.log_q, objective=objective,
-                num_samples=NUM_SAMPLES, control=control, state=state, x=jnp.zeros(()), prior=prior_of(fixture),
-            )[0]  # fmt: skip
-
-        return jax.grad(bound, argnums=(0, 1))(lam, theta)
-
-    def everything(lams):
-        keys = jax.random.split(jax.random.key(2), NUM_DRAWS)
-        exact = jax.vmap(lambda lam: jax.grad(exact_bound(fixture, objective), argnums=(0, 1))(lam, theta))(lams)
-        return jax.lax.map(lambda lam: jax.vmap(one, (0, None))(keys, lam), lams), exact
-
-    return jax.device_get(jax.jit(everything).lower(lams).compile(FAST_COMPILE)(lams))
-
-
-def worst_z(draws, exact, scale):
-    """Largest |mean - exact| in standard errors. Their floor is that of an event which the draws may never have seen:
-    probability sigma(-12), size `scale`.
-    """
-    worst = 0.0
-    for leaf, answer in zip(jax.tree.leaves(draws), jax.tree.leaves(exact), strict=True):
-        leaf, answer = np.asarray(leaf, np.float64), np.asarray(answer, np.float64)
-        assert np.all(np.isfinite(leaf))
-        floor = scale * (RARE / NUM_DRAWS) ** 0.5
-        error = np.abs(leaf.mean(axis=1) - answer) / (leaf.std(axis=1, ddof=1) / NUM_DRAWS**0.5 + floor)
-        worst = max(worst, float(error.max(initial=0.0)))
-    return worst
-
-
-def check_triple(fixture, name, objective):
-    rule = CATALOGUE[name](fixture.family)
-    draws, exact = gradients(fixture, rule, objective)
-    for leaf in jax.tree.leaves(draws):
-        assert np.all(np.isfinite(leaf))
-    if rule.requires.unbiased:
-        assert worst_z(draws, exact, 10.0) < 5.0
-    elif name not in ("gumbel_softmax(0.5)", "importance_without_replacement(normalized=True)"):
-        assert worst_z(draws[1], exact[1], 10.0) < 5.0  # theta is right even so: the samples are draws of q
+LEGAL = by_legality({"elbo": elbo, "iwae": iwae})
+LEGAL_RENYI = [p for p in by_legality({"renyi": OBJECTIVES["renyi"]})[True] if p.values[1] not in OBJECTIVE_OF]
 
 
 @pytest.mark.parametrize(("fixture", "name", "objective"), LEGAL[True])
@@ -198,12 +47,12 @@ def test_a_legal_triple_with_another_objective_is_unbiased(fixture, name, object
 
 @pytest.mark.parametrize(("fixture", "name", "objective"), LEGAL[False])
 def test_an_illegal_triple_is_refused_with_advice(fixture, name, objective):
-    rule = CATALOGUE[name](fixture.family)
+    rule = make_rule(fixture, name)
     lam = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), fixture.lams)
     with pytest.raises(ValueError, match=r"\. ") as refused:
         rule.surrogate(
             jax.random.key(0), fixture.family, lam, lambda s: fixture.f(fixture.theta, s.z) - s.log_q, objective=objective,
-            num_samples=NUM_SAMPLES, prior=lam,
+            num_samples=samples_of(fixture, objective), prior=lam,
         )  # fmt: skip
     assert "rite" in str(refused.value) or "se " in str(refused.value)  # Write ... / Use ... instead
 
@@ -211,9 +60,39 @@ def test_an_illegal_triple_is_refused_with_advice(fixture, name, objective):
 def test_the_matrix_catches_a_missing_term():
     """Planted: theta scaled by (K - 1) / K, and a dropped direct term, in one triple of the matrix."""
     fixture = FIXTURES["bernoulli"]
-    draws, exact = gradients(fixture, CATALOGUE["score()"](fixture.family), iwae)
+    draws, _, exact = gradients(fixture, CATALOGUE["score()"](fixture.family), iwae)
     wrong = jax.tree.map(lambda g: 0.5 * g, draws)
     assert worst_z(draws, exact, 10.0) < 5.0 < worst_z(wrong, exact, 10.0)
+
+
+@jax.custom_batching.custom_vmap
+def leak(gradient):
+    """The identity in a loop; under vmap, as a statistic over the batch would, it depends on the other rows."""
+    return gradient
+
+
+@leak.def_vmap
+def _leak_under_vmap(size, batched, gradient):
+    return gradient + 1e-2 * jnp.mean(gradient, axis=0, keepdims=True), batched[0]
+
+
+@pytest.mark.parametrize(("change", "caught"), [(lambda g: g, False), (leak, True)])
+def test_the_matrix_catches_a_rule_that_vmap_changes(change, caught):
+    """Planted: score-function gradients that see each other's batch."""
+    fixture = FIXTURES["bernoulli"]
+
+    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
+        drawn = vj.rules.draw(key, family, jax.lax.stop_gradient(lam), num_samples)
+        values, aux = vj.rules.evaluate(integrand, drawn)
+        score = jax.grad(lambda logits: jnp.mean(jax.lax.stop_gradient(values) * jax.vmap(
+            lambda z: family.log_prob({"logits": logits}, z))(drawn.z)))(jax.lax.stop_gradient(lam["logits"]))  # fmt: skip
+        return vj.rules.from_gradient(objective(values), lam["logits"], change(score)), Aux((), vj.rules.mean_aux(aux))
+
+    draws, looped, _ = gradients(fixture, vj.rules.rule("planted()", Requirements(), surrogate), elbo, loop=True)
+    if not caught:
+        return assert_same_as_the_loop(draws, looped)
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_same_as_the_loop(draws, looped)
 
 
 def test_illegal_is_what_the_field_says():
@@ -227,6 +106,26 @@ def test_illegal_is_what_the_field_says():
     for name in ("muprop()", "rebar()", "enumerated()", "unordered_set()", "measure_valued()", "closed_form_kl(score())"):
         assert ("bernoulli(3)", name, "iwae") in illegal and ("bernoulli(3)", name, "elbo") not in illegal
     assert ("bernoulli(3)", "wake()", "elbo") in illegal
+
+
+def test_the_closed_form_of_an_inner_block_is_taken_given_the_outer_draw():
+    """At q = prior, with nothing but the prior in the log-joint, the bound is 0 in every draw; another chain is refused."""
+    fixture, rule = FIXTURES["normal_chain"], vj.rules.closed_form_kl(vj.rules.pathwise())
+    both = vj.rules.as_rule({"first": rule, "second": rule}, fixture.family)
+    lam = jax.tree.map(lambda leaf: jnp.asarray(leaf[0], jnp.float32), fixture.lams)
+    value, _ = both.surrogate(
+        jax.random.key(0), fixture.family, lam, lambda s: fixture.family.log_prob(lam, s.z) - s.log_q, objective=elbo,
+        num_samples=5, prior=lam,
+    )  # fmt: skip
+    np.testing.assert_allclose(value, 0.0, atol=1e-5)
+    with pytest.raises(ValueError, match="another chain than q.* State the prior in q's own family"):
+        both.check(fixture.family, elbo, 5, problems.normal_chain())
+
+
+def test_nested_rules_are_unbiased_if_all_of_them_are():
+    right, wrong = vj.rules.disarm(), vj.rules.straight_through()
+    assert vj.rules.mixed({"h1": right, "h2": right}).requires.unbiased
+    assert not vj.rules.mixed({"h1": right, "h2": wrong}).requires.unbiased
 
 
 def test_every_public_rule_is_in_the_catalogue():
@@ -248,3 +147,38 @@ def test_densities_extend_to_relaxed_values():
     half = densities.bernoulli(jnp.array([0.5, 0.5]), logits)
     ends = densities.bernoulli(jnp.zeros(2), logits) + densities.bernoulli(jnp.ones(2), logits)
     np.testing.assert_allclose(half, 0.5 * ends, rtol=1e-6)
+
+
+MEANS = {
+    "normal": lambda lam: lam["loc"],
+    "full_normal": lambda lam: lam["loc"],
+    "gamma": lambda lam: np.exp(lam["log_shape"] - lam["log_rate"]),
+    "small_gamma": lambda lam: np.exp(lam["log_shape"] - lam["log_rate"]),
+    "exponential": lambda lam: np.exp(-lam["log_rate"]),
+    "poisson": lambda lam: np.exp(lam["log_rate"]),
+    "beta": lambda lam: special.expit(lam["log_alpha"] - lam["log_beta"]),
+    "dirichlet": lambda lam: special.softmax(lam["log_concentration"]),
+    "student_t": lambda lam: lam["loc"],
+    "bernoulli_chain": lambda lam: special.expit(lam["h1"]["logits"]),
+    "normal_chain": lambda lam: np.concatenate(
+        [lam["first"]["loc"], lam["second"]["slope"] * lam["first"]["loc"] + lam["second"]["loc"]]
+    ),
+    "von_mises": lambda lam: (
+        special.ive(1, np.exp(lam["log_concentration"])) / special.ive(0, np.exp(lam["log_concentration"])) * np.cos(lam["loc"])
+    ),
+}
+SEEN = {
+    "von_mises": jnp.cos,
+    "bernoulli_chain": lambda z: z["h1"],
+    "normal_chain": lambda z: jnp.concatenate([z["first"], z["second"]], axis=-1),
+}
+
+
+@pytest.mark.parametrize("place", MEANS)
+def test_quadrature_gives_the_known_mass_and_mean(place, x64):
+    fixture = FIXTURES[place]
+    for point in range(len(jax.tree.leaves(fixture.lams)[0])):
+        lam = jax.tree.map(lambda leaf, point=point: leaf[point], fixture.lams)
+        z, weights = quadrature(fixture.family, lam, fixture.nodes)
+        np.testing.assert_allclose(jnp.sum(weights), 1.0, atol=1e-6)
+        np.testing.assert_allclose(weights @ SEEN.get(place, lambda z: z)(z), MEANS[place](lam), atol=1e-6)
