@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import assert_close
+from jax.flatten_util import ravel_pytree
 
 import vijax as vj
+from vijax.lab.moments import measure
 
 DRAWS = 20_000
 M, LOG_S = 0.4, 0.3
@@ -27,22 +29,32 @@ def setting():
 def test_moments_against_the_closed_form(setting):
     report = vj.lab.gradient_report(jax.random.key(1), *setting, num_draws=DRAWS)
     variance = np.exp(2 * LOG_S)
-    mean, error = report.mean.phi["loc"][0, 0], report.standard_error.phi["loc"][0, 0]
+    mean, error = report.mean.phi["loc"][0, 0], report.mean_error.phi["loc"][0, 0]
     assert report.num_draws == DRAWS and abs(mean - M) < 5 * error
     assert abs(report.variance.phi["loc"][0, 0] / variance - 1.0) < 5 * np.sqrt(2.0 / DRAWS)  # normal draws
     assert_close(error, np.sqrt(report.variance.phi["loc"][0, 0] / DRAWS), tolerance=1e-6)
     assert_close(report.snr.phi["loc"][0, 0], abs(mean) / np.sqrt(report.variance.phi["loc"][0, 0]), tolerance=1e-5)
 
 
-def test_chunks_do_not_change_the_moments(setting):
-    """The streaming moments are those of the draws themselves, rounded up to whole chunks."""
-    report = vj.lab.gradient_report(jax.random.key(1), *setting, num_draws=25, chunk_size=10)
-    assert report.num_draws == 30
-    keys = [jax.random.split(k, 10) for k in jax.random.split(jax.random.key(1), 3)]
-    estimate = jax.jit(jax.vmap(setting[0].estimate, (0, None, None, None)))
-    draws = np.concatenate([estimate(k, *setting[1:])[0].grads.phi["loc"] for k in keys])
-    assert_close(report.mean.phi["loc"], draws.mean(axis=0), tolerance=1e-5)
-    assert_close(report.variance.phi["loc"], draws.var(axis=0, ddof=1), tolerance=1e-5)
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 25])
+def test_chunks_do_not_change_the_moments(setting, chunk_size):
+    """The streaming moments are those of the draws themselves, however they are cut."""
+    moments = measure(jax.random.key(1), *setting, num_draws=25, chunk_size=chunk_size)
+    draws = draws_of(setting, 25)
+    away = draws - draws.mean(axis=0)
+    assert moments.num_draws == 25
+    for name, expected in (
+        ("mean", draws.mean(axis=0)), ("variance", draws.var(axis=0, ddof=1)), ("third", (away**3).mean(axis=0)),
+        ("fourth", (away**4).mean(axis=0)),
+    ):  # fmt: skip
+        assert_close(getattr(moments, name), expected, tolerance=1e-5)
+
+
+def draws_of(setting, num_draws):
+    """[S, P], one after the other."""
+    keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(num_draws)]
+    estimate = jax.jit(lambda key: ravel_pytree(setting[0].estimate(key, *setting[1:])[0].grads)[0])
+    return np.asarray([estimate(key) for key in keys], np.float64)
 
 
 def test_one_draw_has_no_variance(setting):

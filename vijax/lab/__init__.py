@@ -1,0 +1,33 @@
+"""The gradient lab: bias, variance, signal-to-noise ratio and cost of any estimator, each figure with its own error.
+
+Results are NamedTuples of columns: `to_dataframe` makes a pandas table of them, to print or to write as CSV or JSON.
+"""
+
+from vijax.lab.compare import Comparison, Learned, along, compare, in_lam
+from vijax.lab.cost import Timing, evaluations, timing
+from vijax.lab.report import Blocks, GradientReport, Reference, gradient_report
+from vijax.lab.sources import Sources, variance_sources
+from vijax.lab.sweep import Point, Slopes, slopes, sweep
+from vijax.lab.tables import to_dataframe
+
+__all__ = [
+    "Blocks",
+    "Comparison",
+    "GradientReport",
+    "Learned",
+    "Point",
+    "Reference",
+    "Slopes",
+    "Sources",
+    "Timing",
+    "along",
+    "compare",
+    "evaluations",
+    "gradient_report",
+    "in_lam",
+    "slopes",
+    "sweep",
+    "timing",
+    "to_dataframe",
+    "variance_sources",
+]

@@ -1,0 +1,89 @@
+"""How figures of a comparison scale: sweeps over K, minibatch size or dimension, and log-log slopes with intervals."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vijax.lab.compare import HALF_WIDTH, Comparison, Learned, compare, concatenate
+from vijax.lab.report import Reference
+from vijax.types import Batch, Estimator, Key, Params
+
+
+class Point(NamedTuple):
+    """Everything that a sweep changes from value to value."""
+
+    estimators: Mapping[str, Estimator]
+    params: Params
+    batch: Batch
+    reference: Reference | None = None
+    learned: Mapping[str, Learned] | None = None
+
+
+class Slopes(NamedTuple):
+    """Columns, one row per estimator and block: d log figure / d log value."""
+
+    estimator: np.ndarray
+    block: np.ndarray
+    slope: np.ndarray
+    low: np.ndarray  # of a 95 % interval
+    high: np.ndarray
+    misfit: np.ndarray  # chi-square per degree of freedom: far above 1, the points do not lie on a line; nan for two points
+
+
+def sweep(
+    key: Key, values: Iterable[float], setting: Callable[[float], Point], *, num_draws: int, rounds: int = 0
+) -> Comparison:
+    """`compare` at every value of K, batch size, dimension or anything else. Column `at` is the value.
+
+    Args:
+      setting: value -> estimators (the same names everywhere), params, batch.    num_draws, rounds: as in `compare`.
+    """
+    rows = []
+    for value in values:
+        point = setting(value)
+        rows.append(
+            compare(
+                key,
+                point.estimators,
+                point.params,
+                point.batch,
+                num_draws=num_draws,
+                reference=point.reference,
+                learned=point.learned,
+                rounds=rounds,
+                at=float(value),
+            )  # fmt: skip
+        )
+    return concatenate(rows)
+
+
+def slopes(comparison: Comparison, figure: Literal["variance", "snr"] = "snr") -> Slopes:
+    """Least squares of log figure on log `at`, weighted by the figure's own errors.
+
+    Where the points scatter more than their errors allow, the interval is widened by the root of chi-square per degree of
+    freedom.
+
+    Raises:
+      ValueError: if an estimator has fewer than two points at which the figure is positive.
+    """
+    value, error = getattr(comparison, figure), getattr(comparison, f"{figure}_error")
+    rows = []
+    for estimator, block in dict.fromkeys(zip(comparison.estimator, comparison.block, strict=True)):
+        here = (comparison.estimator == estimator) & (comparison.block == block) & (value > 0.0) & (comparison.at > 0.0)
+        if np.sum(here) < 2:
+            raise ValueError(f"slopes: {estimator!r}, {block} has fewer than two points with a positive {figure}.")
+        rows.append((estimator, block, *_line(np.log(comparison.at[here]), np.log(value[here]), error[here] / value[here])))
+    return Slopes(*(np.asarray(column) for column in zip(*rows, strict=True)))
+
+
+def _line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float, float, float]:
+    """Slope, its 95 % interval, and chi-square per degree of freedom."""
+    weight = 1.0 / np.maximum(error, 1e-12) ** 2
+    away = x - np.average(x, weights=weight)
+    precision = np.sum(weight * away**2)
+    slope = np.sum(weight * away * y) / precision
+    left = y - np.average(y, weights=weight) - slope * away
+    misfit = np.sum(weight * left**2) / (len(x) - 2) if len(x) > 2 else np.nan
+    half = HALF_WIDTH * np.sqrt(max(1.0, np.nan_to_num(misfit, nan=1.0)) / precision)
+    return float(slope), float(slope - half), float(slope + half), float(misfit)
