@@ -1,5 +1,6 @@
 """What every script shares: settings from the command line, a results folder that explains itself, progress, compile counts."""
 
+import argparse
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -9,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,16 +32,30 @@ class Outcome(NamedTuple):
     arrays: dict[str, np.ndarray]  # whatever is too large for that: arrays.npz
 
 
-def parse(config_type: type[C], description: str, args: Sequence[str] | None = None) -> C:
+def parse(
+    config_type: type[C],
+    description: str,
+    args: Sequence[str] | None = None,
+    *,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> C:
     """A `Config` from the command line: `--num_samples 5`, `--num-samples=5`, `--smoke`, `--smoke=true`, `--widths=200,100`.
 
     Args:
       config_type: a frozen dataclass; the comment of a field is its help.    description: the script's docstring.
+      presets: values of the field `preset` -> the defaults that they put in place of the dataclass's; what is given wins.
     """
     given = list(sys.argv[1:] if args is None else args)
+    make: Any = config_type
+    base: Any = None
+    if presets is not None:
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        early.add_argument("--preset")
+        chosen = early.parse_known_args(given)[0].preset
+        base = make(preset=chosen, **presets[chosen]) if chosen in presets else None  # tyro refuses unknown names
     defaults = {field.name: field.default for field in dataclasses.fields(config_type)}  # pyright: ignore[reportArgumentType]
     plain = [part for arg in given for part in _spell(arg, defaults)]
-    return tyro.cli(config_type, description=description, args=plain, use_underscores=True)
+    return tyro.cli(config_type, description=description, args=plain, use_underscores=True, default=base)
 
 
 def _spell(arg: str, defaults: dict[str, Any]) -> list[str]:

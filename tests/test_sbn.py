@@ -10,7 +10,7 @@ import pytest
 from checks import assert_unbiased
 
 import vijax as vj
-from experiments import sbn
+from experiments import harness, sbn
 from vijax import rules
 
 PIXELS, DRAWS = 2, 4000
@@ -75,3 +75,23 @@ def test_the_script_compares_rules_and_redraws_from_its_folder(layers, tmp_path)
 def test_unknown_rules_are_named():
     with pytest.raises(ValueError, match="choose from reinforce"):
         sbn.build(sbn.Config(rules=("rlo",)))
+
+
+def test_what_is_given_wins_over_the_preset(capsys):
+    def parsed(*args):
+        return harness.parse(sbn.Config, "", args, presets=sbn.PRESETS)
+
+    published = {"data": "mnist", "binarize": "dynamic", "learning_rate": 1e-4, "num_steps": 1_000_000, "layers": (200,)}
+    for args, changes in {
+        ("--preset=published",): {},
+        ("--preset", "published", "--num_steps", "200"): {"num_steps": 200},
+        ("--num-steps=1500", "--preset=published"): {"num_steps": 1500},  # the plain default, but given
+        ("--preset=published", "--layers=32,32", "--data=omniglot"): {"layers": (32, 32), "data": "omniglot"},
+    }.items():
+        config = parsed(*args)
+        assert {name: getattr(config, name) for name in published} == published | changes, args
+        assert config.preset == "published"
+    assert parsed() == parsed("--preset=none") == sbn.Config()
+    with pytest.raises(SystemExit):
+        parsed("--preset=publisht")
+    assert "publisht" in capsys.readouterr().err
