@@ -72,6 +72,15 @@ def test_the_script_compares_rules_and_redraws_from_its_folder(layers, tmp_path)
     assert {path.stem for path in (folder / "figures").iterdir()} == {"train_elbo", "gradient_variance"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sbn.RULES)
+def test_every_rule_runs_and_learns(name, tmp_path):
+    folder = sbn.main(["--smoke", f"--rules={name}", "--num_draws=8", f"--results_dir={tmp_path}"])
+    metrics = json.loads((folder / "metrics.json").read_text())["rules"][name]
+    curve = np.load(folder / "arrays.npz")[f"curve_{name}"]
+    assert np.all(np.isfinite(curve)) and curve[-1] > curve[0] and metrics["test_bound"] >= metrics["test_elbo"]
+
+
 def test_unknown_rules_are_named():
     with pytest.raises(ValueError, match="choose from reinforce"):
         sbn.build(sbn.Config(rules=("rlo",)))
