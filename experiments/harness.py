@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import pandas as pd
 import tyro
 from tqdm.auto import tqdm
 
@@ -30,6 +32,7 @@ class Outcome(NamedTuple):
 
     metrics: dict[str, Any]  # numbers, strings and lists: metrics.json
     arrays: dict[str, np.ndarray]  # whatever is too large for that: arrays.npz
+    tables: Mapping[str, pd.DataFrame] = {}  # NAME.csv and NAME.json, records
 
 
 def parse(
@@ -66,7 +69,7 @@ def _spell(arg: str, defaults: dict[str, Any]) -> list[str]:
     if isinstance(default, bool) and value.lower() in ("true", "false"):
         return [f"--{field}" if value.lower() == "true" else f"--no_{field}"]
     if isinstance(default, tuple):
-        return [name, *value.split(",")]
+        return [name, *re.split(r",(?![^(]*\))", value)]
     return [arg]
 
 
@@ -74,7 +77,7 @@ def execute(
     name: str,
     config: Any,
     run: Callable[[Any], Outcome],
-    report: Callable[[dict[str, Any]], str],
+    report: Callable[[Outcome], str],
     plot: Callable[[Path], Sequence[Path]],
 ) -> Path:
     """Run a script's job and write its folder: config, environment, metrics, arrays, summary and figures. Returns it.
@@ -87,7 +90,10 @@ def execute(
     outcome = run(config)
     write_json(folder / "metrics.json", outcome.metrics)
     np.savez_compressed(folder / "arrays.npz", **outcome.arrays)  # pyright: ignore[reportArgumentType]
-    summary = report(outcome.metrics)
+    for table_name, table in outcome.tables.items():
+        table.to_csv(folder / f"{table_name}.csv", index=False)
+        table.to_json(folder / f"{table_name}.json", orient="records", indent=1, double_precision=15)
+    summary = report(outcome)
     (folder / "summary.txt").write_text(summary + "\n")
     print(summary)
     figures = plot(folder)
@@ -158,6 +164,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.nda
         arrays = {name: stored[name] for name in stored.files}
     config, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "metrics"))
     return config, metrics, arrays
+
+
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a results folder, by name."""
+    return {path.stem: pd.read_csv(path) for path in sorted(Path(folder).glob("*.csv"))}
 
 
 def progress_bar(total: int, what: str | None, unit: str) -> tqdm:

@@ -182,8 +182,9 @@ def run(config: Config) -> Outcome:
     return Outcome(metrics, arrays)
 
 
-def report(metrics: dict[str, Any]) -> str:
+def report(outcome: Outcome) -> str:
     """The table, best test bound first."""
+    metrics = outcome.metrics
     lines = [
         f"sigmoid belief net, {metrics['num_train']} training and {metrics['num_test']} test images, nats per image",
         f"  {'rule':16s} {'train ELBO':>10s} {'test ELBO':>9s} {'test bound':>15s} {'log10 var':>9s} {'us/step':>8s}  cost",

@@ -151,8 +151,9 @@ def one_per_class(label: np.ndarray) -> np.ndarray:
     return rows if len(rows) == 10 else np.arange(min(10, len(label)))
 
 
-def report(metrics: dict[str, Any]) -> str:
+def report(outcome: Outcome) -> str:
     """The final report: nats per image; every figure beside what its error means."""
+    metrics = outcome.metrics
     m = metrics
     head = f"VAE, {m['num_train']} training images, K = {m['num_samples']} per step, {m['epochs_run']:.0f} epochs"
     own = f"K = {m['evidence_samples']} importance samples, their error +- {m['test_log_evidence_sampling_se']:.3f}"

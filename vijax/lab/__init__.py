@@ -3,8 +3,9 @@
 Results are NamedTuples of columns: `to_dataframe` makes a pandas table of them, to print or to write as CSV or JSON.
 """
 
-from vijax.lab.compare import Comparison, Learned, along, compare, in_lam
+from vijax.lab.compare import Comparison, Learned, along, compare, concatenate, in_lam
 from vijax.lab.cost import Timing, evaluations, timing
+from vijax.lab.learned import learn
 from vijax.lab.report import Blocks, GradientReport, Reference, gradient_report
 from vijax.lab.sources import Sources, variance_sources
 from vijax.lab.sweep import Point, Slopes, slopes, sweep
@@ -22,9 +23,11 @@ __all__ = [
     "Timing",
     "along",
     "compare",
+    "concatenate",
     "evaluations",
     "gradient_report",
     "in_lam",
+    "learn",
     "slopes",
     "sweep",
     "timing",

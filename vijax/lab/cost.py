@@ -14,6 +14,7 @@ import numpy as np
 from vijax.estimators import EVALUATION
 from vijax.types import Batch, Estimator, Key, Params, PyTree
 
+INLINE = ("pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
 TINY = 1e-30  # a step so small that the parameters stay what they are
 
 
@@ -66,7 +67,7 @@ class _Numbering:
     def equation(self, equation: Any, inputs: list[int]) -> list[int]:
         name, params = equation.primitive.name, equation.params
         inside = [part for value in params.values() for part in _jaxprs(value)]
-        if name in ("pjit", "jit", "closed_call", "core_call", "remat", "checkpoint") and len(inside) == 1:
+        if name in INLINE and len(inside) == 1:
             return self.run(inside[0], inputs)
         key = (name, *inputs, *(f"{k}={id(v) if _jaxprs(v) else v}" for k, v in sorted(params.items())))
         if key not in self.known:

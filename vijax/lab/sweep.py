@@ -62,18 +62,16 @@ def slopes(comparison: Comparison, figure: Literal["variance", "snr"] = "snr") -
     """Least squares of log figure on log `at`, weighted by the figure's own errors.
 
     Where the points scatter more than their errors allow, the interval is widened by the root of chi-square per degree of
-    freedom.
-
-    Raises:
-      ValueError: if an estimator has fewer than two points at which the figure is positive.
+    freedom. A row is nan if fewer than two of its points have a positive figure.
     """
     value, error = getattr(comparison, figure), getattr(comparison, f"{figure}_error")
     rows = []
     for estimator, block in dict.fromkeys(zip(comparison.estimator, comparison.block, strict=True)):
         here = (comparison.estimator == estimator) & (comparison.block == block) & (value > 0.0) & (comparison.at > 0.0)
-        if np.sum(here) < 2:
-            raise ValueError(f"slopes: {estimator!r}, {block} has fewer than two points with a positive {figure}.")
-        rows.append((estimator, block, *_line(np.log(comparison.at[here]), np.log(value[here]), error[here] / value[here])))
+        line = (np.nan,) * 4
+        if np.sum(here) >= 2:
+            line = _line(np.log(comparison.at[here]), np.log(value[here]), error[here] / value[here])
+        rows.append((estimator, block, *line))
     return Slopes(*(np.asarray(column) for column in zip(*rows, strict=True)))
 
 

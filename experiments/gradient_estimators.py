@@ -1,0 +1,94 @@
+"""Estimators by name: rules of the catalogue for a whole latent or block by block, and why a name is refused."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+import vijax as vj
+from experiments.gradient_problems import Problem
+from vijax.catalogue import CATALOGUE, OBJECTIVE_OF
+
+Estimators = dict[str, vj.Estimator]
+
+
+def build(
+    names: Iterable[str], problem: Problem, objective: Callable[..., Any], num_samples: int
+) -> tuple[Estimators, dict[str, str]]:
+    """(estimators by name, the reason for every name that is illegal here or unknown); the author's own come last.
+
+    A name is one of `vijax.catalogue`, for every latent and block alike, or `block=name+block=name`.
+    """
+    wanted = list(dict.fromkeys(names))
+    if "all-legal" in wanted:
+        wanted = list(dict.fromkeys([*(n for n in wanted if n != "all-legal"), *every_name(problem.guide)]))
+    made: Estimators = {}
+    refused: dict[str, str] = {}
+    for name in wanted:
+        try:
+            made[name] = estimator(name, problem, objective, num_samples)
+        except ValueError as reason:
+            refused[name] = str(reason)
+    return made | dict(problem.own), refused
+
+
+def estimator(name: str, problem: Problem, objective: Callable[..., Any], num_samples: int) -> vj.Estimator:
+    """The estimator of a name; ValueError if it is unknown or illegal here."""
+    guide, parts = problem.guide, parts_of(problem.guide)
+    chosen = dict(part.split("=", 1) for part in _split(name)) if name.split("=")[0] in parts else dict.fromkeys(parts, name)
+    unknown = [rule for rule in chosen.values() if rule not in CATALOGUE]
+    if unknown or set(chosen) != set(parts):
+        known = f"the blocks are {', '.join(parts)}" if not unknown else "see `python -m vijax.catalogue`"
+        raise ValueError(f"{name!r} is no estimator here: {known}. Names look like score() or c=enumerated()+z=pathwise().")
+    rules: Any = {part: CATALOGUE[rule](parts[part]) for part, rule in chosen.items()}
+    first, same = next(iter(parts)), len(set(chosen.values())) == 1
+    counts: Any = {part: num_samples if part == first else rule.requires.min_samples for part, rule in rules.items()}
+    special: Any = OBJECTIVE_OF.get(chosen[first], objective) if same else objective
+    if guide.family_w is not None and guide.family_z is not None:
+        special = {"w": special, "z": vj.objectives.elbo}
+    elif same:  # one rule for the whole latent
+        rules, counts = CATALOGUE[chosen[first]](_family(guide)), num_samples
+    return vj.estimator(problem.model, guide, rules=rules, objective=special, num_samples=counts, num_data=problem.num_data)
+
+
+def every_name(guide: vj.Guide) -> list[str]:
+    """Every rule for the whole; and with several blocks every rule for each, the others at the simplest rule that fits."""
+    parts = parts_of(guide)
+    names = list(CATALOGUE)
+    if len(parts) > 1:
+        usual = {part: _usual(family) for part, family in parts.items()}
+        names += ["+".join(f"{p}={rule if p == part else usual[p]}" for p in parts) for part in parts for rule in CATALOGUE]
+    return list(dict.fromkeys(names))
+
+
+def parts_of(guide: vj.Guide) -> dict[str, vj.Family]:
+    """The latents, or the blocks of the only one, that can have rules of their own; {"": family} if there is one."""
+    if guide.family_w is not None and guide.family_z is not None:
+        return {"w": guide.family_w, "z": guide.family_z}
+    family = _family(guide)
+    return dict(family.blocks) if family.blocks else {"": family}
+
+
+def _usual(family: vj.Family) -> str:
+    if family.support_size is not None and family.support_size <= 64:
+        return "enumerated()"
+    return "pathwise()" if all(jax.tree.leaves(family.reparameterized)) else "score()"
+
+
+def _split(name: str) -> list[str]:
+    """At every + outside parentheses."""
+    parts, depth = [""], 0
+    for letter in name:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "+" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _family(guide: vj.Guide) -> vj.Family:
+    """Of the only latent."""
+    family = guide.family_w if guide.family_z is None else guide.family_z
+    assert family is not None
+    return family
