@@ -122,9 +122,7 @@ def _crossing_claims(scales: lab.Comparison, share: np.ndarray) -> list[dict]:
         )
     ratio = scales.ratio[path]
     (middle,) = np.flatnonzero(share == 0.5)
-    rows.append(
-        claims.claim("Var_m[path] / Var_m[total] at s^2 = S^2/2", 1.0, scales.ratio[path][middle], error[middle], IDENTITY)
-    )
+    rows.append(claims.claim("Var_m[path] / Var_m[total] at s^2 = S^2/2", 1.0, ratio[middle], error[middle], IDENTITY))
     for side, words in ((share < 0.5, "above 1 where s^2 < S^2/2"), (share > 0.5, "below 1 where s^2 > S^2/2")):
         sign = 1.0 if words.startswith("above") else -1.0
         margin = sign * (ratio - 1.0) - claims.HALF_WIDTH * error
