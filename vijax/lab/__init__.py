@@ -3,12 +3,12 @@
 Results are NamedTuples of columns: `to_dataframe` makes a pandas table of them, to print or to write as CSV or JSON.
 """
 
-from vijax.lab.compare import Comparison, Learned, along, compare, concatenate, in_lam
+from vijax.lab.comparison import Comparison, Learned, along, compare, concatenate, in_lam
 from vijax.lab.cost import Timing, evaluations, timing
 from vijax.lab.learned import learn
 from vijax.lab.report import Blocks, GradientReport, Reference, gradient_report
 from vijax.lab.sources import Sources, variance_sources
-from vijax.lab.sweep import Point, Slopes, slopes, sweep
+from vijax.lab.sweeps import Point, Slopes, slopes, sweep
 from vijax.lab.tables import to_dataframe
 
 __all__ = [

@@ -5,7 +5,7 @@ import functools
 import jax
 import optax
 
-from vijax.lab.compare import Learned
+from vijax.lab.comparison import Learned
 from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
 
 

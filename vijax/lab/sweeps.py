@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vijax.lab.compare import HALF_WIDTH, Comparison, Learned, compare, concatenate
+from vijax.lab.comparison import HALF_WIDTH, Comparison, Learned, compare, concatenate
 from vijax.lab.report import Reference
 from vijax.types import Batch, Estimator, Key, Params
 

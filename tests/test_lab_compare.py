@@ -1,0 +1,277 @@
+"""Comparisons: paired intervals that cover, ties that are ties, counted costs; slopes, sources of variance, lam space."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from checks import assert_close
+
+import vijax as vj
+from vijax import lab
+from vijax.catalogue import CATALOGUE
+from vijax.lab import cost
+from vijax.lab.comparison import _log_ratios, _ranks
+from vijax.lab.moments import _measure, measure
+from vijax.rules import closed_form_entropy, doubly_reparameterized, pathwise, score
+
+MEAN, SPREAD = 1.0, 0.5
+
+
+def noisy(scale):
+    """An Estimator made by hand whose gradient is Normal(MEAN, (scale SPREAD)^2) in two elements, from common noise."""
+
+    def estimate(key, params, state, batch):
+        noise = scale * SPREAD * jax.random.normal(key, (2,))
+        return vj.Estimate(jnp.zeros(()), vj.Params((), {"a": MEAN + noise[0], "b": MEAN + noise[1]}, ()), ()), state
+
+    params = vj.Params((), {"a": jnp.zeros(()), "b": jnp.zeros(())}, ())
+    return vj.Estimator(lambda key: params, lambda key, params: (), estimate, estimate, lambda params: params, 1)
+
+
+def independent(estimator):
+    """The same with noise of its own."""
+    estimate = estimator.estimate
+    return estimator._replace(estimate=lambda key, *rest: estimate(jax.random.fold_in(key, 7), *rest))
+
+
+HAND = {"one": noisy(1.0), "same": noisy(1.0), "other": independent(noisy(1.0)), "double": noisy(2.0)}
+BATCH = vj.Batch(jnp.zeros(1), jnp.zeros(1, jnp.int32))
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    params = HAND["one"].init_params(jax.random.key(0))
+    exact = lab.Reference(params._replace(phi={"a": jnp.full((), MEAN), "b": jnp.full((), MEAN)}))
+    return lab.compare(jax.random.key(1), HAND, params, BATCH, num_draws=2000, reference=exact, rounds=3)
+
+
+def test_shared_noise_cancels_in_ratios_and_ranks(comparison):
+    row = {name: i for i, name in enumerate(comparison.estimator)}
+    for name, ratio in (("same", 1.0), ("double", 4.0)):  # the same noise: no uncertainty at all
+        i = row[name]
+        np.testing.assert_allclose([comparison.ratio_low[i], comparison.ratio[i], comparison.ratio_high[i]], ratio, rtol=1e-4)
+    other = row["other"]
+    assert comparison.ratio_low[other] < 1.0 < comparison.ratio_high[other]
+    assert list(comparison.rank) == [1, 1, 1, 4]
+    np.testing.assert_allclose(comparison.variance[0], 2 * SPREAD**2, atol=5 * comparison.variance_error[0])
+    np.testing.assert_allclose(comparison.snr[0], MEAN / SPREAD, atol=5 * comparison.snr_error[0])
+    assert np.all(comparison.p_value > 1e-6) and np.all(comparison.microseconds > 0.0)
+    assert np.all(comparison.efficiency_low <= comparison.efficiency)
+
+
+def test_intervals_of_ratios_cover():
+    """95 % intervals of independent and of paired ratios cover in 90 to 99 % of 200 repeats; unpaired ones are too wide."""
+    exact = {"other": 0.0, "quarter": np.log(4.0)}
+
+    def partly(scale):  # shares half of its noise
+        first, second = noisy(scale / 2**0.5), independent(noisy(scale / 2**0.5))
+
+        def estimate(key, *rest):
+            (a, state), (b, _) = first.estimate(key, *rest), second.estimate(key, *rest)
+            return a._replace(grads=jax.tree.map(lambda x, y: x + y - MEAN, a.grads, b.grads)), state
+
+        return first._replace(estimate=estimate)
+
+    made = {"one": noisy(1.0), "other": HAND["other"], "quarter": partly(2.0)}
+    params = made["one"].init_params(jax.random.key(0))
+
+    def repeat(key):
+        return [measure_squares(key, one, params) for one in made.values()]
+
+    squares = np.stack(jax.device_get(jax.jit(jax.vmap(repeat))(jax.random.split(jax.random.key(2), 200))), axis=1)
+    inside = dict.fromkeys(exact, 0)
+    unpaired = 0
+    for draws in squares.astype(float):  # [E, S]
+        variance = draws.sum(axis=1) / (draws.shape[1] - 1)
+        log_ratio, error = _log_ratios(variance, draws)
+        for i, name in enumerate(exact, start=1):
+            inside[name] += abs(log_ratio[i, 0] - exact[name]) <= 1.96 * error[i, 0]
+        alone = np.sqrt(np.sum(np.var(draws[[0, 2]] / variance[[0, 2], None], axis=1, ddof=1)) / draws.shape[1])
+        unpaired += abs(log_ratio[2, 0] - exact["quarter"]) <= 1.96 * alone
+    assert all(0.90 <= count / 200 <= 0.99 for count in inside.values()), inside
+    assert unpaired > inside["quarter"]
+
+
+def measure_squares(key, estimator, params, num_draws=600):
+    result = _measure(key, params, (), BATCH, num_draws, estimator=estimator, shape=(1, num_draws), sharding=None, keep=True)
+    return result.squares[:, 0]
+
+
+def test_ranks_of_equals_are_ties_except_by_chance():
+    """Six estimators of one variance: a wrong rank anywhere in about 5 % of 300 comparisons; one that differs is found."""
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(300):
+        squares = random.chisquare(4, size=(6, 400))
+        wrong += np.any(_ranks(*_log_ratios(squares.mean(axis=1), squares)) > 1)
+    assert wrong / 300 < 0.05 + 3.0 * (0.05 * 0.95 / 300) ** 0.5
+    squares[3] *= 3.0
+    assert _ranks(*_log_ratios(squares.mean(axis=1), squares))[3] == 6
+
+
+def test_zero_variance_ranks_first_without_warnings():
+    squares = np.stack([np.zeros(50), np.zeros(50), np.random.default_rng(0).chisquare(3, 50)])
+    log_ratio, error = _log_ratios(squares.mean(axis=1), squares)
+    assert list(_ranks(log_ratio, error)) == [1, 1, 3] and log_ratio[0, 1] == 0.0
+
+
+@pytest.mark.parametrize("place", ["binary", "normal", "classes"])
+def test_evaluations_are_those_of_the_metadata(place):
+    """Counted in the traced program, for every rule that is legal here, against what the rule says of itself."""
+    problem = getattr(problems, place)()
+    batch, family, checked = problems.batch_of(problem, (0, 1, 2)), problem.guide.family_z, 0
+    classes = jax.eval_shape(lambda: family.init(jax.random.key(0)))
+    sizes = {"K": 2, "B": 1, "P": sum(leaf.size for leaf in jax.tree.leaves(classes)), "S": family.support_size}
+    sizes |= {"D": 3 if place == "binary" else 1, "C": 4 if place == "classes" else 2}
+    for name, make in CATALOGUE.items():
+        rule = make(family)
+        try:
+            made = vj.estimator(problem.model, problem.guide, rules=rule, num_samples=2, num_data=problems.N)
+        except ValueError:
+            continue
+        # Two differentiate at a second set of traced evaluations, which the compiler merges; one counts its derivatives too.
+        if name.split("(")[0] in ("fitted_score_term", "generalized_doubly_reparameterized", "quadratic_control"):
+            continue
+        formula = re.sub(r"(?<=[\w)])\s*(?=\()|(?<=[\d)])(?=[A-Z])", "*", rule.requires.evaluations)
+        params = jax.eval_shape(made.init_params, jax.random.key(0))
+        count = lab.evaluations(made, params, jax.eval_shape(made.init, jax.random.key(0), params), batch)
+        assert count == problems.N * eval(formula, {}, sizes), f"{name}: {count} against {problems.N} {formula}"
+        checked += 1
+    assert checked >= 12
+
+
+def test_equal_evaluations_are_counted_once_and_loops_by_their_length():
+    mark = lambda value: jax.ad_checkpoint.checkpoint_name(value, "log_joint")  # noqa: E731
+
+    def program(x):
+        twice = mark(jnp.sin(x)) + mark(jnp.sin(x)) + mark(jnp.cos(x))
+        return twice + jax.lax.scan(lambda c, _: (mark(c + 1.0), None), x, None, length=5)[0]
+
+    assert cost._count(jax.make_jaxpr(program)(1.0).jaxpr) == 7
+    assert cost._count(jax.make_jaxpr(jax.vmap(program))(jnp.ones(3)).jaxpr) == 21
+
+
+def test_the_timed_loop_leaves_the_parameters():
+    params = vj.Params((), {"a": jnp.ones(()), "b": jnp.full((), -2.0)}, ())
+    after = cost._loop(jax.random.key(0), params, (), BATCH, 20, estimator=HAND["double"])
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+def test_slopes_of_a_power_law(comparison):
+    """snr = 3 K^-1/2 with errors of 1 %: the interval holds -1/2 in 90 to 99 % of 300 noisy sweeps; a straight line fits."""
+    random, values = np.random.default_rng(1), np.array([2.0, 8.0, 32.0, 128.0])
+    exact = 3.0 * values**-0.5
+    one = jax.tree.map(lambda column: np.repeat(column[:1], 4), comparison)._replace(at=values, snr_error=0.01 * exact)
+    inside = 0
+    for _ in range(300):
+        found = lab.slopes(one._replace(snr=exact * (1.0 + 0.01 * random.normal(size=4))))
+        inside += (found.low[0] <= -0.5 <= found.high[0]).item()
+    assert 0.90 <= inside / 300 <= 0.99
+    bent = lab.slopes(one._replace(snr=exact * (1.0 + 0.1 * np.array([1.0, -1.0, -1.0, 1.0]))))
+    assert bent.misfit[0] > 20.0 and bent.high[0] - bent.low[0] > 0.05  # widened where a line does not fit
+
+
+def test_sweep_and_along_say_where_they_were():
+    params = HAND["one"].init_params(jax.random.key(0))
+    path = {0: params, 10: params._replace(phi={"a": jnp.ones(()), "b": jnp.ones(())})}
+    two = {name: HAND[name] for name in ("one", "double")}
+    along = lab.along(jax.random.key(1), two, path, BATCH, num_draws=50)
+    assert list(along.at) == [0, 0, 10, 10] and list(along.estimator) == ["one", "double"] * 2
+    swept = lab.sweep(jax.random.key(1), (1, 4), lambda k: lab.Point({"scaled": noisy(k)}, params, BATCH), num_draws=500)
+    slope = lab.slopes(swept, "variance")
+    assert slope.low[0] <= 2.0 <= slope.high[0]
+    table = lab.to_dataframe(swept)
+    assert len(table) == 2 and list(table.columns) == list(lab.Comparison._fields)
+
+
+def test_learned_brings_control_and_state_up():
+    """A running mean finds the mean of the integrand, and the variance with it is lower than without."""
+    problem = problems.binary()
+    batch = problems.batch_of(problem, (0, 1, 2))
+    made = vj.estimator(problem.model, problem.guide, rules=score(vj.baselines.moving_average(0.9)), num_data=problems.N)
+    params = made.init_params(jax.random.key(0))
+    params = params._replace(theta=jax.tree.map(lambda leaf: leaf + 20.0, params.theta))
+    learned = lab.learn(jax.random.key(1), made, params, batch, num_steps=100)
+    by = {"fresh": made, "learned": made}
+    result = lab.compare(jax.random.key(2), by, params, batch, num_draws=500, learned={"learned": learned}, rounds=0)
+    phi = result.block == "phi"
+    assert result.ratio_high[phi][1] < 0.5 and list(result.rank[phi]) == [2, 1]
+    assert np.all(result.ratio[~phi] == 1.0)  # theta does not see the baseline
+
+
+@pytest.mark.parametrize("place", ["binary", "classes", "regression", "global_bits"])
+def test_lam_space_obeys_the_chain_rule(place):
+    """phi's gradient is the pull-back of lam's through the guide, draw by draw; theta's and the loss are the same."""
+    problem = getattr(problems, place)()
+    both = problem.guide.family_w is not None and problem.guide.family_z is not None
+    rules = {"w": score(vj.baselines.none()), "z": pathwise()} if both else score(vj.baselines.none())
+    made = vj.estimator(problem.model, problem.guide, rules=rules, num_samples=1, num_data=problems.N)
+    params = made.init_params(jax.random.key(0))
+    params = params._replace(phi=problems.generic(params.phi))
+    state, batch = made.init(jax.random.key(0), params), problems.batch_of(problem)
+    locate = made.lam_space.locate
+
+    @jax.jit
+    def run(key):
+        ours = made.estimate(key, params, state, batch)[0]
+        theirs = lab.in_lam(made).estimate(key, locate(params, batch), state, batch)[0]
+        _, pull = jax.vjp(lambda phi: locate(params._replace(phi=phi), batch).phi, params.phi)
+        return ours.loss, ours.grads, theirs.loss, theirs.grads._replace(phi=pull(theirs.grads.phi)[0])
+
+    loss, grads, lam_loss, lam_grads = run(jax.random.key(3))
+    assert_close((loss, grads), (lam_loss, lam_grads), tolerance=1e-5)
+    half = vj.split(theta=made, phi=made)
+    assert half.lam_space is not None
+    with pytest.raises(ValueError, match="does not say where q's parameters are"):
+        lab.in_lam(HAND["one"])
+
+
+def test_sources_of_variance_add_up_and_are_those_of_the_closed_form():
+    """Conjugate normal with one datum a step: Var given the datum, and the variance of the exact gradients over the data."""
+    problem = problems.normal()
+    made = vj.estimator(problem.model, problem.guide, rules=pathwise(), num_data=problems.N)
+    params = made.init_params(jax.random.key(0))
+    params = params._replace(phi=problems.generic(params.phi))
+    x = jnp.asarray(problem.x, jnp.float32)
+    found = lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=1, num_batches=4000, num_draws=3)
+    row = found.block.index("theta/bias")
+    # bias: dlog p(x | z) / dbias = (x - w z - b) / 0.49, times N = 3; z ~ N(m_i, s_i^2), weight w = 1, bias b = 0.
+    loc, scale = params.phi["loc"][:, 0], jnp.exp(params.phi["log_scale"][:, 0])
+    within = 9.0 * float(jnp.mean(scale**2)) / 0.49**2
+    between = 9.0 * float(jnp.var((x - loc) / 0.49))
+    assert abs(found.latents[row] - within) < 5.0 * found.latents_error[row]
+    assert abs(found.minibatches[row] - between) < 5.0 * found.minibatches_error[row]
+    whole = lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=3, num_batches=200, num_draws=3)
+    assert abs(whole.minibatches[row]) < 5.0 * whole.minibatches_error[row]
+    with pytest.raises(ValueError, match="both must be at least 2"):
+        lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=1, num_batches=10, num_draws=1)
+
+
+def test_sticking_the_landing_is_better_only_for_wide_q():
+    """Identity 7: Var_m of the path derivative is below the total one iff s^2 > S^2 / 2; ranks say so at both sides."""
+    family = vj.families.diag_normal(1)
+    model = vj.models.latent_model(lambda key: (), lambda theta, z, x: jnp.sum(vj.densities.standard_normal(z)))
+    guide = vj.guides.per_datapoint(family, 1)
+    made = {
+        name: vj.estimator(model, guide, rules=rule, num_data=1)
+        for name, rule in (
+            ("total", pathwise()),
+            ("path", doubly_reparameterized()),
+            ("entropy", closed_form_entropy(pathwise())),
+        )
+    }
+    params = made["total"].init_params(jax.random.key(0))
+    for variance, best in ((0.3, "total"), (0.8, "path")):
+        phi = {"loc": jnp.full((1, 1), 0.4), "log_scale": jnp.full((1, 1), 0.5 * np.log(variance))}
+        moments = {
+            name: measure(jax.random.key(2), one, params._replace(phi=phi), {"z": ()}, BATCH, num_draws=4000)
+            for name, one in made.items()
+        }
+        exact = {"total": variance, "path": (variance**-0.5 - variance**0.5) ** 2, "entropy": variance}
+        seen = {name: float(m.variance[0]) for name, m in moments.items()}
+        assert min(("total", "path"), key=seen.__getitem__) == best
+        for name, value in exact.items():
+            assert abs(seen[name] / value - 1.0) < 5.0 * (2.0 / 4000) ** 0.5  # normal draws
