@@ -7,9 +7,20 @@ A module has `run(key, smoke=...) -> harness.Outcome`, whose metrics hold the ta
 from collections.abc import Mapping
 from types import ModuleType
 
-from experiments.reproductions import closed_form_variances, sticking_the_landing
+from experiments.reproductions import (
+    bernoulli_toys,
+    closed_form_variances,
+    logistic_along_training,
+    sbn_along_training,
+    snr_against_k,
+    sticking_the_landing,
+)
 
 REPRODUCTIONS: Mapping[str, ModuleType] = {
+    "snr_against_k": snr_against_k,
     "closed_form_variances": closed_form_variances,
+    "bernoulli_toys": bernoulli_toys,
     "sticking_the_landing": sticking_the_landing,
+    "logistic_along_training": logistic_along_training,
+    "sbn_along_training": sbn_along_training,
 }

@@ -88,15 +88,13 @@ def _landing_claims(landing: lab.Comparison) -> list[dict]:
     for name in ("total", "path"):
         here = landing.estimator == name
         known = np.sum(exact[name], axis=0)[here]
-        noise = ROUNDING * np.maximum(
-            np.sum(exact["total"], axis=0)[here], 1.0
-        )  # float32: of terms that cancel in the path derivative
+        largest = np.maximum(np.sum(exact["total"], axis=0)[here], 1.0)
+        noise = ROUNDING * largest  # float32: of terms that cancel in the path derivative
         error = np.hypot(landing.variance_error[here], noise**2 + 2.0 * noise * np.sqrt(known))
         end = np.flatnonzero(landing.at[here] == 0.0)
+        what = f"Var[{name}], worst of {len(known)} points"
         rows += [
-            claims.worst(
-                f"Var[{name}] on the way, worst of {len(known)} points", known, landing.variance[here], error, IDENTITY
-            ),
+            claims.worst(what, known, landing.variance[here], error, IDENTITY),
             claims.worst(f"Var[{name}] at the posterior", known[end], landing.variance[here][end], error[end], SOURCE),
         ]
     near = (landing.at <= FEW) & (landing.at > 0.0)
