@@ -63,6 +63,8 @@ class Job(NamedTuple):
     problem: Problem
     estimators: Estimators
     refused: dict[str, str]  # name -> reason
+    trainer: vj.Estimator  # of the ELBO: its run is the path
+    judge: vj.Estimator  # of the objective: measures the reference where nothing is exact
 
 
 def prepare(config: Config) -> Job:
@@ -74,7 +76,12 @@ def prepare(config: Config) -> Job:
     if not made:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in refused.items())
         raise ValueError(f"no estimator is legal here:\n{reasons}")
-    return Job(problem, made, refused)
+    objective, usual = OBJECTIVES[config.objective], problem.trainer
+    judge = made[usual] if usual in made else estimator(usual, problem, objective, config.num_samples) if usual else None
+    judge = next(iter(made.values())) if judge is None else judge
+    is_elbo = objective is objectives.elbo or not usual
+    trainer = judge if is_elbo else estimator(usual, problem, objectives.elbo, config.num_samples)
+    return Job(problem, made, refused, trainer, judge)
 
 
 def training_path(key: jax.Array, config: Config, job: Job) -> dict[int, vj.Params]:
@@ -82,33 +89,27 @@ def training_path(key: jax.Array, config: Config, job: Job) -> dict[int, vj.Para
     problem = job.problem
     if not config.train_steps:
         return {0: problem.params}
-    if problem.trainer:
-        trainer = estimator(problem.trainer, problem, objectives.elbo, config.num_samples)
-    else:
-        trainer = next(iter(job.estimators.values()))
-    params = problem.params._replace(control=trainer.init_params(key).control)
+    params = problem.params._replace(control=job.trainer.init_params(key).control)
     every = max(1, config.train_steps // (CHECKPOINTS - 1))
     path = {0: params}
     vj.fit(
-        key, trainer, optax.adam(config.learning_rate), params, repeat(problem.batch), num_steps=every * (CHECKPOINTS - 1),
-        chunk_size=every, record_every=every, callbacks=[lambda seen: path.update({len(path) * every: seen.params})],
+        key, job.trainer, optax.adam(config.learning_rate), params, repeat(problem.batch),
+        num_steps=every * (CHECKPOINTS - 1), chunk_size=every, record_every=every,
+        callbacks=[lambda seen: path.update({len(path) * every: seen.params})],
     )  # fmt: skip
     return path
 
 
 def reference(key: jax.Array, config: Config, job: Job, params: vj.Params) -> lab.Reference:
-    """The exact gradient if it is known; else measured by the problem's trainer or the first estimator, 10 times the draws."""
+    """The exact gradient if it is known; else measured by the judge in 10 times the draws."""
     problem = job.problem
     if problem.exact is not None and config.objective == "elbo":
         return lab.Reference(problem.exact(params._replace(control=())))
-    if problem.trainer:
-        judge = estimator(problem.trainer, problem, OBJECTIVES[config.objective], config.num_samples)
-    else:
-        judge = next(iter(job.estimators.values()))
-    learned = lab.learn(key, judge, params, problem.batch, num_steps=config.control_steps)
+    learned = lab.learn(key, job.judge, params, problem.batch, num_steps=config.control_steps)
     report = lab.gradient_report(
-        key, judge, params._replace(control=learned.control), learned.state, problem.batch, num_draws=10 * config.num_draws
-    )
+        key, job.judge, params._replace(control=learned.control), learned.state, problem.batch,
+        num_draws=10 * config.num_draws,
+    )  # fmt: skip
     return lab.Reference(report.mean, report.mean_error)
 
 
@@ -121,14 +122,14 @@ def run(config: Config) -> Outcome:
     path = training_path(path_key, config, job)
     learned: dict[int, dict[str, lab.Learned]] = {}
     references: dict[int, lab.Reference] = {}
-    with harness.progress_bar(len(path) + 1 + len(config.sweep), "gradients", "point") as bar:
+    with harness.progress_bar(2 * len(path) + len(config.sweep), "gradients", "point") as bar:
         for step, params in path.items():
             learned[step] = {
                 name: lab.learn(learn_key, one, params, job.problem.batch, num_steps=config.control_steps)
                 for name, one in job.estimators.items()
             }
             references[step] = reference(judge_key, config, job, params)
-        bar.update(1)
+            bar.update(1)
         parts = []
         for step in reversed(path):  # the leaderboard's point first: it is timed
             part = lab.compare(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from scipy import special
 
@@ -79,7 +80,8 @@ def compare(
     def look(name: str) -> _Seen:
         estimator, (place, state) = estimators[name], own[name]
         moments = measure(
-            key, estimator, place, state, batch, num_draws=num_draws, chunk_size=chunk_size, keep_squares=True
+            key, estimator, place, state, batch, num_draws=num_draws, chunk_size=chunk_size, keep_squares=True,
+            quick_compile=True,
         )  # fmt: skip
         squares = np.asarray(moments.squares, np.float64)
         named = {block: squares[:, i] for i, block in enumerate(groups(place)[0])}
@@ -141,9 +143,12 @@ def in_lam(estimator: Estimator) -> Estimator:
 def _own(key: Key, name: str, estimator: Estimator, params: Params, learned: Mapping[str, Learned]) -> tuple[Params, PyTree]:
     """The common parameters with this estimator's control, and its state."""
     if name in learned:
-        return params._replace(control=learned[name].control), learned[name].state
-    place = params._replace(control=estimator.init_params(key).control)
-    return place, estimator.init(key, place)
+        control, state = learned[name]
+    else:
+        control = estimator.init_params(key).control
+        state = estimator.init(key, params._replace(control=control))
+    # Without weak types, which initial parameters may have and trained ones have not: one program serves both.
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), (params._replace(control=control), state))
 
 
 class _Seen(NamedTuple):  # of one estimator

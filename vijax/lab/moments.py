@@ -4,7 +4,6 @@ A draw's key is `fold_in(key, its number)`: the draws, and so the moments, do no
 spread over devices.
 """
 
-import functools
 import itertools
 from typing import NamedTuple
 
@@ -65,6 +64,7 @@ def measure(
     chunk_size: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
     keep_squares: bool = False,
+    quick_compile: bool = False,
 ) -> Moments:
     """The moments of `num_draws` gradients. Memory: `chunk_size` gradients and a few copies of params, whatever num_draws.
 
@@ -74,6 +74,7 @@ def measure(
       chunk_size: draws taken at once; None: 4 for a million parameters or more, up to 500 for few.
       sharding: how a chunk's draws [chunk_size] lie over devices; None: all on one.
       keep_squares: return a number per draw and group, for pairing draws of several estimators.
+      quick_compile: compile in about half the time a program that is somewhat slower.
     """
     is_batch(batch)
     if num_draws < 2:
@@ -100,8 +101,7 @@ def measure(
     return result._replace(squares=squares, num_draws=num_draws)
 
 
-@functools.partial(jax.jit, static_argnames=("estimator", "shape", "sharding", "keep"))
-def _measure(key, params, state, batch, num_draws, *, estimator, shape, sharding, keep):
+def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, keep):
     num_chunks, size = shape
     zeros = jnp.zeros_like(ravel_pytree(params)[0])
     members = jnp.asarray(groups(params)[1], zeros.dtype)
@@ -124,6 +124,11 @@ def _measure(key, params, state, batch, num_draws, *, estimator, shape, sharding
     n, (second, third, fourth) = sums.count, sums.powers
     spread = sums.products / (n - 1)
     return Moments(sums.mean, second / (n - 1), third / n, fourth / n, spread, squares.reshape(-1, num_groups), 0)
+
+
+_STATIC = ("estimator", "shape", "sharding", "keep")
+_measure = jax.jit(_run, static_argnames=_STATIC)
+_measure_quick = jax.jit(_run, static_argnames=_STATIC, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def _add(sums: _Sums, draws: Array, real: Array) -> _Sums:
