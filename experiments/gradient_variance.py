@@ -104,7 +104,9 @@ def reference(key: jax.Array, config: Config, job: Job, params: vj.Params) -> la
     """The exact gradient if it is known; else measured by the judge in 10 times the draws."""
     problem = job.problem
     if problem.exact is not None and config.objective == "elbo":
-        return lab.Reference(problem.exact(params._replace(control=())))
+        exact = problem.exact(params._replace(control=()))
+        if exact is not None:
+            return lab.Reference(exact)
     learned = lab.learn(key, job.judge, params, problem.batch, num_steps=config.control_steps)
     report = lab.gradient_report(
         key, job.judge, params._replace(control=learned.control), learned.state, problem.batch,
