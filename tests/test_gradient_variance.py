@@ -51,9 +51,8 @@ def test_results_are_plain_data_and_figures_come_from_them(folder):
         from_json = pd.DataFrame(json.loads((folder / f"{name}.json").read_text()))
         assert list(from_csv.columns) == list(from_json.columns) and len(from_csv) == len(from_json) > 0
     drawn = gradient_variance.plot(folder)
-    assert {path.stem for path in drawn} == {"variance", "cost", "snr_against_k"} and all(
-        p.stat().st_size > 5000 for p in drawn
-    )
+    assert {path.stem for path in drawn} == {"variance", "cost", "snr_against_k", "along_training"}
+    assert all(path.stat().st_size > 5000 for path in drawn)
 
 
 def test_a_gradient_known_at_one_point_is_not_used_elsewhere(folder):
