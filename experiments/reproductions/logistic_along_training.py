@@ -90,15 +90,15 @@ def _claims(compared: lab.Comparison) -> list[dict]:
 def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
     """Variance of phi's gradient along the run, with 95 % intervals."""
     figure, axes = figures.new(6.6, 3.6)
-    colours = ("#D55E00", "#CC79A7", "#E69F00", "#0072B2", "#009E73")
-    for name, colour in zip(dict.fromkeys(arrays["along/estimator"].tolist()), colours, strict=True):
+    colours = dict(zip(RULES, ("#D55E00", "#CC79A7", "#E69F00", "#0072B2", "#009E73"), strict=True))
+    for name in dict.fromkeys(arrays["along/estimator"].tolist()):
         here = arrays["along/estimator"] == name
         error = claims.HALF_WIDTH * arrays["along/variance_error"][here]
         hollow: dict[str, Any] = (
             {"markerfacecolor": "none", "markersize": 7} if name == "measure-valued" else {"markersize": 3.5}
         )
         axes.errorbar(arrays["along/at"][here], arrays["along/variance"][here], error, fmt="o-", capsize=2,
-                      color=colour, label=name, linewidth=1.2, **hollow)  # fmt: skip
+                      color=colours[name], label=name, linewidth=1.2, **hollow)  # fmt: skip
     axes.set(xlabel="step of the pathwise run", ylabel="variance of the gradient in phi", yscale="log")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return [figures.save(figure, folder, "logistic_along_training")]
