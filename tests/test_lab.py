@@ -101,6 +101,7 @@ def test_reported_errors_are_calibrated(heavy):
         snr = abs(means[name]) / variances[name] ** 0.5
         seen[f"snr {name}"] = coverage(column["snr"], column["snr_error"], snr)
     total = sum(variances.values())
+    seen["norm"] = coverage(block["norm"], block["norm_error"], sum(m * m for m in means.values()) ** 0.5)
     seen["variance"] = coverage(block["variance"], block["variance_error"], total)
     seen["snr"] = coverage(block["snr"], block["snr_error"], (sum(m * m for m in means.values()) / total) ** 0.5)
     outside = {name: share for name, share in seen.items() if not 0.90 <= share <= 0.99}

@@ -109,9 +109,9 @@ def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, ke
 
     def chunk(sums: _Sums, start: Array) -> tuple[_Sums, Array]:
         number = start + jnp.arange(size)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, number)
         if sharding is not None:
-            keys = jax.lax.with_sharding_constraint(keys, sharding)
+            number = jax.lax.with_sharding_constraint(number, sharding)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, number)
         draws = jax.vmap(lambda k: ravel_pytree(estimator.estimate(k, params, state, batch)[0].grads)[0])(keys)
         real = number < num_draws  # the last chunk may be padded
         sums = _add(sums, draws, real)

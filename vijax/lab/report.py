@@ -30,6 +30,7 @@ class Blocks(NamedTuple):
     block: tuple[str, ...]
     size: Array  # [M] elements
     norm: Array  # of the mean gradient; its square is corrected for the variance of the mean
+    norm_error: Array
     variance: Array  # of one draw, summed over elements: the trace of the covariance
     variance_error: Array
     snr: Array  # norm of the reference, or without one of the mean, over the root of the variance
@@ -140,7 +141,8 @@ def _per_element(moments: Moments, known: _Known | None, rounding: Array | None)
     snr = _ratio(jnp.abs(known.exact), deviation)
     bias_error = jnp.sqrt(v / n + known.error**2 + rounding**2)
     bias = mean - known.exact
-    return own | {"snr": snr, "snr_error": 0.5 * snr * relative, "bias": bias, "bias_error": bias_error}
+    snr_error = jnp.hypot(0.5 * snr * relative, _ratio(known.error, deviation))
+    return own | {"snr": snr, "snr_error": snr_error, "bias": bias, "bias_error": bias_error}
 
 
 def _per_block(moments: Moments, figures: dict[str, Any], known: _Known | None, per_leaf: Any, params: Params):
@@ -153,13 +155,18 @@ def _per_block(moments: Moments, figures: dict[str, Any], known: _Known | None, 
     size, variance = total(jnp.ones_like(moments.mean)), total(moments.variance)
     square = jnp.maximum(total(moments.mean**2) - variance / n, 0.0)
     spread, variance_error = moments.spread, jnp.sqrt(moments.spread[:, 0, 0] / n)
-    signal = square if known is None else total(known.exact**2)
+    signal = square if known is None else jnp.maximum(total(known.exact**2) - total(known.error**2), 0.0)
     share = _ratio(signal, variance)  # the squared ratio; its error comes from the draws' pairs (|g - m|^2, m.(g - m))
-    own = 4.0 * spread[:, 1, 1] - 4.0 * share * spread[:, 0, 1] if known is None else 0.0
-    share_error = _ratio(jnp.sqrt(jnp.maximum(own + share**2 * spread[:, 0, 0], 0.0) / n), variance)
+    if known is None:
+        of_signal = (4.0 * spread[:, 1, 1] - 4.0 * share * spread[:, 0, 1]) / n
+    else:
+        of_signal = 4.0 * total((known.exact * known.error) ** 2)
+    share_error = _ratio(jnp.sqrt(jnp.maximum(of_signal + share**2 * spread[:, 0, 0] / n, 0.0)), variance)
     snr, nan = jnp.sqrt(share), jnp.full(len(members), jnp.nan)
     snr_error = jnp.minimum(_ratio(share_error, 2.0 * snr), jnp.sqrt(share_error))  # the second where there is no signal
-    columns = (size, jnp.sqrt(square), variance, variance_error, snr, snr_error)
+    norm = jnp.sqrt(square)
+    norm_error = jnp.minimum(_ratio(jnp.sqrt(spread[:, 1, 1] / n), norm), jnp.sqrt(variance / n))
+    columns = (size, norm, norm_error, variance, variance_error, snr, snr_error)
     if known is None:
         return (*columns, nan, nan, nan, nan)
     noise = total(figures["bias_error"] ** 2)
