@@ -1,6 +1,6 @@
 """Estimators by name: rules of the catalogue for a whole latent or block by block, and why a name is refused."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -35,11 +35,7 @@ def build(
 def estimator(name: str, problem: Problem, objective: Callable[..., Any], num_samples: int) -> vj.Estimator:
     """The estimator of a name; ValueError if it is unknown or illegal here."""
     guide, parts = problem.guide, parts_of(problem.guide)
-    chosen = dict(part.split("=", 1) for part in _split(name)) if name.split("=")[0] in parts else dict.fromkeys(parts, name)
-    unknown = [rule for rule in chosen.values() if rule not in CATALOGUE]
-    if unknown or set(chosen) != set(parts):
-        known = f"the blocks are {', '.join(parts)}" if not unknown else "see `python -m vijax.catalogue`"
-        raise ValueError(f"{name!r} is no estimator here: {known}. Names look like score() or c=enumerated()+z=pathwise().")
+    chosen = rules_of(name, parts)
     rules: Any = {part: CATALOGUE[rule](parts[part]) for part, rule in chosen.items()}
     first, same = next(iter(parts)), len(set(chosen.values())) == 1
     counts: Any = {part: num_samples if part == first else rule.requires.min_samples for part, rule in rules.items()}
@@ -49,6 +45,38 @@ def estimator(name: str, problem: Problem, objective: Callable[..., Any], num_sa
     elif same:  # one rule for the whole latent
         rules, counts = CATALOGUE[chosen[first]](_family(guide)), num_samples
     return vj.estimator(problem.model, guide, rules=rules, objective=special, num_samples=counts, num_data=problem.num_data)
+
+
+def rules_of(name: str, parts: Mapping[str, vj.Family]) -> dict[str, str]:
+    """The rule's name for every part; ValueError for what is no name here."""
+    pieces = _split(name)
+    if name.split("=")[0] not in parts:
+        chosen = dict.fromkeys(parts, name)
+    elif all("=" in piece for piece in pieces):
+        chosen = dict(piece.split("=", 1) for piece in pieces)
+    else:
+        raise ValueError(f"{name!r}: write block=rule for every one of {', '.join(parts)}.")
+    unknown = [rule for rule in chosen.values() if rule not in CATALOGUE]
+    if unknown or set(chosen) != set(parts):
+        known = f"the blocks are {', '.join(parts)}" if not unknown else "see `python -m vijax.catalogue`"
+        raise ValueError(f"{name!r} is no estimator here: {known}. Names look like score() or c=enumerated()+z=pathwise().")
+    return chosen
+
+
+def judge(made: Estimators, problem: Problem, objective: Callable[..., Any], num_samples: int) -> vj.Estimator | None:
+    """An unbiased estimator of this objective: the problem's trainer, else the first of the named that says it is; or none."""
+    if problem.trainer:
+        try:
+            return made.get(problem.trainer) or estimator(problem.trainer, problem, objective, num_samples)
+        except ValueError:
+            pass
+    parts = parts_of(problem.guide)
+    for name, one in made.items():
+        if name in problem.own:
+            continue
+        if all(CATALOGUE[rule](parts[part]).requires.unbiased for part, rule in rules_of(name, parts).items()):
+            return one
+    return None
 
 
 def every_name(guide: vj.Guide) -> list[str]:

@@ -55,13 +55,15 @@ def leaderboard(board: Any, block: str, setting: str) -> str:
     ]
     for row in rows:
         ratio, efficiency = (_interval(row, name) for name in ("ratio", "efficiency"))
-        star = "*" if row["p_value"] < BIASED else " "
+        star = "*" if row["p_value"] < BIASED or not np.isfinite(row["variance"]) else " "
         lines.append(
             f"  {row['rank']:4d}  {row['estimator']:{width}s} {row['variance']:9.3g} {row['variance_error']:7.1g} "
             f"{row['ratio']:8.3g} {ratio} {row['snr']:7.3g} {row['worst_z']:6.1f}{star} {row['evaluations']:7d} "
             f"{row['microseconds']:8.1f} {row['efficiency']:10.3g} {efficiency}"
         )
-    note = f"  bias z: the largest of an element, *: p < {BIASED} over all elements; efficiency: 1 / (variance x time)"
+    note = (
+        f"  bias z: the largest of an element, *: p < {BIASED} over all elements, or infinite; efficiency: 1 / (variance time)"
+    )
     return "\n".join([*lines, note])
 
 
@@ -128,11 +130,13 @@ def _scaling(folder: Path, sweep: Any) -> Path:
 
 
 def _points(axes: Axes, variance: np.ndarray, other: np.ndarray, rows: Any, *, horizontal: bool) -> None:
-    error = HALF_WIDTH * np.minimum(rows.variance_error.to_numpy(), 0.49 * variance)
+    low, high = _bounds(variance, rows.variance_error.to_numpy())
     for i, biased in enumerate(rows.p_value < BIASED):
-        x, y, bar = (variance[i], other[i], "xerr") if horizontal else (other[i], variance[i], "yerr")
+        x, y = (variance[i], other[i]) if horizontal else (other[i], variance[i])
         face = "white" if biased else figures.TRAIN
-        axes.errorbar(x, y, **{bar: error[i]}, fmt="o", markersize=5, color=figures.TRAIN, markerfacecolor=face)
+        error = np.array([[variance[i] - low[i]], [high[i] - variance[i]]])
+        across, along = (error, None) if horizontal else (None, error)
+        axes.errorbar(x, y, xerr=across, yerr=along, fmt="o", markersize=5, color=figures.TRAIN, markerfacecolor=face)
 
 
 def _lines(axes: Axes, table: Any, column: str) -> None:
@@ -140,11 +144,18 @@ def _lines(axes: Axes, table: Any, column: str) -> None:
     colours = matplotlib.colormaps["tab10"]
     for i, (name, rows) in enumerate(table.groupby("estimator", sort=False)):
         value = rows[column].to_numpy()
-        error = HALF_WIDTH * np.minimum(rows[f"{column}_error"].to_numpy(), 0.49 * value)
         style = "-" if i < 10 else "--"
         axes.plot(rows["at"], value, color=colours(i % 10), linestyle=style, marker="o", markersize=3.5, label=name)
-        axes.fill_between(rows["at"], value - error, value + error, color=colours(i % 10), alpha=0.15, linewidth=0)
+        axes.fill_between(
+            rows["at"], *_bounds(value, rows[f"{column}_error"].to_numpy()), color=colours(i % 10), alpha=0.15, linewidth=0
+        )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+
+
+def _bounds(value: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of a positive figure, on the scale of its logarithm."""
+    factor = np.exp(HALF_WIDTH * error / np.maximum(value, 1e-300))
+    return value / factor, value * factor
 
 
 def _of_phi(table: Any) -> Any:

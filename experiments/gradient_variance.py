@@ -24,7 +24,7 @@ import pandas as pd
 
 import vijax as vj
 from experiments import gradient_figures, gradient_problems, harness
-from experiments.gradient_estimators import Estimators, build, estimator
+from experiments.gradient_estimators import Estimators, build, estimator, judge
 from experiments.gradient_problems import PROBLEMS, Problem
 from experiments.harness import Outcome
 from experiments.reproductions import REPRODUCTIONS
@@ -64,7 +64,7 @@ class Job(NamedTuple):
     estimators: Estimators
     refused: dict[str, str]  # name -> reason
     trainer: vj.Estimator  # of the ELBO: its run is the path
-    judge: vj.Estimator  # of the objective: measures the reference where nothing is exact
+    judge: vj.Estimator | None  # of the objective, unbiased: measures the reference where nothing is exact
 
 
 def prepare(config: Config) -> Job:
@@ -76,12 +76,12 @@ def prepare(config: Config) -> Job:
     if not made:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in refused.items())
         raise ValueError(f"no estimator is legal here:\n{reasons}")
-    objective, usual = OBJECTIVES[config.objective], problem.trainer
-    judge = made[usual] if usual in made else estimator(usual, problem, objective, config.num_samples) if usual else None
-    judge = next(iter(made.values())) if judge is None else judge
-    is_elbo = objective is objectives.elbo or not usual
-    trainer = judge if is_elbo else estimator(usual, problem, objectives.elbo, config.num_samples)
-    return Job(problem, made, refused, trainer, judge)
+    chosen = judge(made, problem, OBJECTIVES[config.objective], config.num_samples)
+    trainer = estimator(problem.trainer, problem, objectives.elbo, config.num_samples) if problem.trainer else chosen
+    trainer = next(iter(made.values())) if trainer is None else trainer
+    if config.objective == "elbo" and chosen is not None:
+        trainer = chosen  # one program the fewer
+    return Job(problem, made, refused, trainer, chosen)
 
 
 def training_path(key: jax.Array, config: Config, job: Job) -> dict[int, vj.Params]:
@@ -100,13 +100,15 @@ def training_path(key: jax.Array, config: Config, job: Job) -> dict[int, vj.Para
     return path
 
 
-def reference(key: jax.Array, config: Config, job: Job, params: vj.Params) -> lab.Reference:
-    """The exact gradient if it is known; else measured by the judge in 10 times the draws."""
+def reference(key: jax.Array, config: Config, job: Job, params: vj.Params) -> lab.Reference | None:
+    """The exact gradient if it is known; else measured by the judge in 10 times the draws; None without a judge."""
     problem = job.problem
     if problem.exact is not None and config.objective == "elbo":
         exact = problem.exact(params._replace(control=()))
         if exact is not None:
             return lab.Reference(exact)
+    if job.judge is None:
+        return None
     learned = lab.learn(key, job.judge, params, problem.batch, num_steps=config.control_steps)
     report = lab.gradient_report(
         key, job.judge, params._replace(control=learned.control), learned.state, problem.batch,
@@ -123,7 +125,7 @@ def run(config: Config) -> Outcome:
     path_key, judge_key, learn_key, compare_key, sweep_key = jax.random.split(jax.random.key(config.seed), 5)
     path = training_path(path_key, config, job)
     learned: dict[int, dict[str, lab.Learned]] = {}
-    references: dict[int, lab.Reference] = {}
+    references: dict[int, lab.Reference | None] = {}
     with harness.progress_bar(2 * len(path) + len(config.sweep), "gradients", "point") as bar:
         for step, params in path.items():
             learned[step] = {
@@ -144,9 +146,16 @@ def run(config: Config) -> Outcome:
     tables = {"leaderboard": lab.to_dataframe(parts[0]), "along": lab.to_dataframe(lab.concatenate(parts[::-1])), **swept}
     metrics = {
         "problem": config.problem, "objective": config.objective, "num_samples": config.num_samples,
-        "refused": job.refused, "reference": "measured" if references[max(path)].error is not None else "exact",
+        "refused": job.refused, "reference": kind(references[max(path)]),
     }  # fmt: skip
     return Outcome(metrics, {}, tables)
+
+
+def kind(known: lab.Reference | None) -> str:
+    """What the bias was looked for against."""
+    if known is None:
+        return "none: no unbiased estimator is legal here"
+    return "exact" if known.error is None else "measured"
 
 
 def sweep(key: jax.Array, config: Config, job: Job, params: vj.Params, bar: Any) -> dict[str, pd.DataFrame]:
@@ -162,7 +171,10 @@ def sweep(key: jax.Array, config: Config, job: Job, params: vj.Params, bar: Any)
     def at(num_samples: float) -> lab.Point:
         made, _ = build(chosen, job.problem._replace(own={}), objectives.iwae, int(num_samples))
         bar.update(1)
-        return lab.Point(made, params, job.problem.batch)
+        learned = {
+            name: lab.learn(key, one, params, job.problem.batch, num_steps=config.control_steps) for name, one in made.items()
+        }
+        return lab.Point(made, params, job.problem.batch, learned=learned)
 
     result = lab.sweep(key, config.sweep, at, num_draws=config.num_draws)
     return {"sweep": lab.to_dataframe(result), "slopes": lab.to_dataframe(lab.slopes(result))}

@@ -11,7 +11,7 @@ import pytest
 
 import vijax as vj
 from experiments import gradient_figures, gradient_variance, harness
-from experiments.gradient_estimators import build, every_name, parts_of
+from experiments.gradient_estimators import build, estimator, every_name, judge, parts_of
 from experiments.gradient_problems import PROBLEMS, from_file
 from vijax import lab
 
@@ -100,6 +100,16 @@ def test_exact_gradients_are_exact(name):
             jax.random.key(1), trainer, params, state, problem.batch, num_draws=1000, reference=reference
         ).blocks
         assert bool(np.any(blocks.p_value[: blocks.block.index("phi") + 1] < 1e-4)) == flagged
+
+
+def test_the_reference_is_measured_by_an_unbiased_estimator_or_not_at_all(folder):
+    own = from_file(str(folder.parents[2] / "mine.py"))
+    for problem, objective, found in ((own, vj.objectives.elbo, False), (PROBLEMS["mixture"](""), vj.objectives.iwae, True)):
+        names = ["doubly_reparameterized(path_weights.sticking())"] if problem is own else ["score()"]
+        made, _ = build(names, problem, objective, 2)
+        assert (judge(made, problem, objective, 2) is not None) == found
+    with pytest.raises(ValueError, match="write block=rule for every one of c, z"):
+        estimator("c=enumerated()+pathwise()", PROBLEMS["mixture"](""), vj.objectives.elbo, 2)
 
 
 def test_lists_on_the_command_line_split_outside_parentheses():

@@ -153,6 +153,36 @@ def test_chunks_do_not_change_the_moments(setting, chunk_size):
         assert_close(seen, exact, tolerance=1e-5)
 
 
+def test_errors_of_many_parameters_do_not_depend_on_chunks():
+    """|g - m|^2 of 1,000 elements hardly varies from draw to draw; a mean of few draws must not make it seem to."""
+    reports = [lab.gradient_report(jax.random.key(1), *wide(), num_draws=200, chunk_size=c).blocks for c in (4, 50, 200)]
+    exact = (2.0 * 1000 / 200) ** 0.5
+    for blocks in reports:
+        np.testing.assert_allclose(blocks.variance_error[0], exact, rtol=5.0 * (0.5 / 200) ** 0.5)
+        np.testing.assert_allclose(blocks.variance[0], 1000.0, atol=5.0 * exact)
+
+
+def wide():
+    """1,000 standard normal elements; an Estimator made by hand."""
+    params = vj.Params((), jnp.zeros(1000), ())
+
+    def estimate(key, params, state, batch):
+        return vj.Estimate(jnp.zeros(()), vj.Params((), jax.random.normal(key, (1000,)), ()), ()), state
+
+    made = vj.Estimator(lambda key: params, lambda key, params: (), estimate, estimate, lambda params: params, 1)
+    return made, params, (), vj.Batch(jnp.zeros(1), jnp.zeros(1, jnp.int32))
+
+
+def test_few_draws_raise_no_false_alarm():
+    """Student's tails: with 20 draws of 1,000 elements, a test at 5 % fires in about 5 % of 60 repeats, not in most."""
+    zero = lab.Reference(wide()[1])
+    reports = [lab.gradient_report(jax.random.key(i), *WIDE, num_draws=20, reference=zero) for i in range(60)]
+    assert np.mean([float(r.blocks.p_value[0]) < 0.05 for r in reports]) < 0.05 + 3.0 * (0.05 * 0.95 / 60) ** 0.5
+
+
+WIDE = wide()  # one object, one program
+
+
 def draws_of(setting, num_draws):
     """[S, P], one after the other."""
     keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(num_draws)]
@@ -164,8 +194,11 @@ def test_devices_do_not_change_the_moments(setting):
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("draws",))
     spread = NamedSharding(mesh, PartitionSpec("draws"))
     assert spread.num_devices > 1
-    one, many = (measure(jax.random.key(1), *setting, num_draws=50, sharding=s) for s in (None, spread))
-    assert_close(one[:5], many[:5], tolerance=1e-5)
+    for chunk_size in (None, 2):  # with 2, fewer than there are devices
+        one, many = (
+            measure(jax.random.key(1), *setting, num_draws=50, sharding=s, chunk_size=chunk_size) for s in (None, spread)
+        )
+        assert_close(one[:4], many[:4], tolerance=1e-5)
 
 
 def test_memory_does_not_grow_with_the_draws(setting):
@@ -187,6 +220,10 @@ def test_what_cannot_be_measured_is_refused(setting):
     wrong = lab.Reference(setting[1]._replace(phi={"loc": jnp.zeros(2)}))
     with pytest.raises(ValueError, match="the reference has shapes"):
         lab.gradient_report(jax.random.key(0), *setting, num_draws=10, reference=wrong)
+    with pytest.raises(TypeError, match="a Reference holds Params"):
+        lab.gradient_report(jax.random.key(0), *setting, num_draws=10, reference=lab.Reference({"loc": 0.0}))
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        lab.gradient_report(jax.random.key(0), *setting, num_draws=10, chunk_size=0)
 
 
 def test_an_exact_estimator_has_no_bias_beyond_rounding():

@@ -118,6 +118,17 @@ def test_zero_variance_ranks_first_without_warnings():
     assert list(_ranks(log_ratio, error)) == [1, 1, 3] and log_ratio[0, 1] == 0.0
 
 
+def test_an_estimator_that_is_not_finite_ranks_last():
+    def broken(key, *rest):
+        result, state = HAND["one"].estimate(key, *rest)
+        return result._replace(grads=jax.tree.map(lambda g: jnp.where(g > 0.9, jnp.nan, g), result.grads)), state
+
+    made = {"one": HAND["one"], "broken": HAND["one"]._replace(estimate=broken), "double": HAND["double"]}
+    params = made["one"].init_params(jax.random.key(0))
+    result = lab.compare(jax.random.key(1), made, params, BATCH, num_draws=100, rounds=0)
+    assert list(result.rank) == [1, 3, 2] and np.isinf(result.variance[1])
+
+
 @pytest.mark.parametrize("place", ["binary", "normal", "classes"])
 def test_evaluations_are_those_of_the_metadata(place):
     """Counted in the traced program, for every rule that is legal here, against what the rule says of itself."""
@@ -172,6 +183,8 @@ def test_slopes_of_a_power_law(comparison):
     assert 0.90 <= inside / 300 <= 0.99
     bent = lab.slopes(one._replace(snr=exact * (1.0 + 0.1 * np.array([1.0, -1.0, -1.0, 1.0]))))
     assert bent.misfit[0] > 20.0 and bent.high[0] - bent.low[0] > 0.05  # widened where a line does not fit
+    lost = lab.slopes(one._replace(snr=exact * np.array([1.0, 1.0, 1.0, 0.0])))
+    assert lost.points[0] == 3 and np.isfinite(lost.slope[0])
 
 
 def test_sweep_and_along_say_where_they_were():
@@ -180,6 +193,12 @@ def test_sweep_and_along_say_where_they_were():
     two = {name: HAND[name] for name in ("one", "double")}
     along = lab.along(jax.random.key(1), two, path, BATCH, num_draws=50)
     assert list(along.at) == [0, 0, 10, 10] and list(along.estimator) == ["one", "double"] * 2
+    with pytest.raises(ValueError, match="learned or reference also has"):
+        lab.along(jax.random.key(1), two, path, BATCH, num_draws=50, reference={3: None})
+    with pytest.raises(ValueError, match="learned has"):
+        lab.compare(jax.random.key(1), two, params, BATCH, num_draws=50, learned={"typo": lab.Learned((), ())})
+    timed = lab.along(jax.random.key(1), two, path, BATCH, num_draws=50, rounds=2)
+    assert np.all(np.isfinite(timed.efficiency_high)) and np.all(timed.microseconds[:2] == timed.microseconds[2:])
     swept = lab.sweep(jax.random.key(1), (1, 4), lambda k: lab.Point({"scaled": noisy(k)}, params, BATCH), num_draws=500)
     slope = lab.slopes(swept, "variance")
     assert slope.low[0] <= 2.0 <= slope.high[0]
@@ -246,6 +265,8 @@ def test_sources_of_variance_add_up_and_are_those_of_the_closed_form():
     assert abs(found.minibatches[row] - between) < 5.0 * found.minibatches_error[row]
     whole = lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=3, num_batches=200, num_draws=3)
     assert abs(whole.minibatches[row]) < 5.0 * whole.minibatches_error[row]
+    with pytest.raises(ValueError, match="pass all of its data"):
+        lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x[:2], batch_size=1, num_batches=10)
     with pytest.raises(ValueError, match="both must be at least 2"):
         lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=1, num_batches=10, num_draws=1)
 

@@ -58,6 +58,7 @@ def compare(
     learned: Mapping[str, Learned] | None = None,
     reference: Reference | None = None,
     rounds: int = 11,
+    times: Timing | None = None,
     chunk_size: int | None = None,
     at: float = 0.0,
 ) -> Comparison:
@@ -71,10 +72,19 @@ def compare(
       estimators: by name; the first is what ratios refer to. For gradients in q's own parameters, `in_lam` of each.
       params: theta and phi for all. Control variates and running means come from `learned`, else from initialisation.
       num_draws: S per estimator; the numbers kept per draw are one per block, not a gradient.
-      rounds: of interleaved timing; 0: none.    at: the number for the column of that name.
+      rounds: of interleaved timing, at least 2; 0: none.    times: taken before, in place of new ones.
+      at: the number for the column of that name.
+
+    Raises:
+      ValueError: if there is no estimator, one round only, or something learned by an estimator that is not there.
     """
-    if not estimators:
-        raise ValueError("compare: give at least one estimator.")
+    if not estimators or rounds == 1:
+        raise ValueError(
+            f"compare: {len(estimators)} estimators, rounds={rounds}; give at least one, and 0 or 2 rounds or more."
+        )
+    strangers = set(learned or {}) - set(estimators)
+    if strangers:
+        raise ValueError(f"compare: learned has {sorted(strangers)}, but the estimators are {sorted(estimators)}.")
     own = {name: _own(key, name, estimator, params, learned or {}) for name, estimator in estimators.items()}
 
     def look(name: str) -> _Seen:
@@ -89,8 +99,7 @@ def compare(
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # compiling is most of the work, and can be shared out
         seen = dict(zip(estimators, pool.map(look, estimators), strict=True))
-    times = None
-    if rounds:
+    if times is None and rounds:
         places, states = ({name: pair[i] for name, pair in own.items()} for i in (0, 1))
         times = timing(key, estimators, places, states, batch, rounds=rounds)
     compared = [block for block in ("theta", "phi") if block in next(iter(seen.values())).blocks.block]
@@ -114,18 +123,28 @@ def along(
       path: step -> params.    learned, reference: step -> what `compare` takes.
       rounds: of timing, at the first point alone, whose times stand for all.
     """
-    rows: list[Comparison] = []
-    for step, params in path.items():
-        row = compare(
+    strangers = (set(learned or {}) | set(reference or {})) - set(path)
+    if strangers or not path:
+        raise ValueError(f"along: the path has steps {sorted(path)}; learned or reference also has {sorted(strangers)}.")
+    times = None
+    if rounds:
+        first = next(iter(path))
+        own = {name: _own(key, name, one, path[first], (learned or {}).get(first, {})) for name, one in estimators.items()}
+        places, states = ({name: pair[i] for name, pair in own.items()} for i in (0, 1))
+        times = timing(key, estimators, places, states, batch, rounds=rounds)
+    return concatenate([
+        compare(
             key, estimators, params, batch, num_draws=num_draws, learned=(learned or {}).get(step),
-            reference=(reference or {}).get(step), rounds=0 if rows else rounds, at=float(step),
-        )  # fmt: skip
-        rows.append(row._replace(microseconds=rows[0].microseconds) if rows else row)
-    return concatenate(rows)
+            reference=(reference or {}).get(step), rounds=0, times=times, at=float(step),
+        )
+        for step, params in path.items()
+    ])  # fmt: skip
 
 
 def concatenate(parts: Sequence[Comparison]) -> Comparison:
     """One comparison with the rows of all."""
+    if not parts:
+        raise ValueError("there is nothing to compare: no values, no steps, or neither theta nor phi has parameters.")
     return Comparison(*[np.concatenate(columns) for columns in zip(*parts, strict=True)])
 
 
@@ -164,15 +183,18 @@ def _of_block(block: str, seen: Mapping[str, _Seen], times: Timing | None, at: f
     def column(field: str) -> np.ndarray:
         return np.asarray([getattr(one.blocks, field)[one.blocks.block.index(block)] for one in seen.values()])
 
-    variance, draws = column("variance"), np.stack([one.squares[block] for one in seen.values()])
+    variance, draws = (
+        np.nan_to_num(column("variance"), nan=np.inf, posinf=np.inf),
+        np.stack([one.squares[block] for one in seen.values()]),
+    )
     log_ratio, error = _log_ratios(variance, draws)
     count = np.asarray([one.evaluations for one in seen.values()], float)
     time, time_error = _relative_times(times, len(names))
     low, middle, high = (np.exp(log_ratio[:, 0] + side * HALF_WIDTH * error[:, 0]) for side in (-1, 0, 1))
     wide = HALF_WIDTH * np.hypot(error[:, 0], time_error)
     efficiency = -log_ratio[:, 0] - time
-    with np.errstate(divide="ignore", invalid="ignore"):
-        by_count = np.exp(-log_ratio[:, 0]) * (count[0] / count)
+    known = np.where(count > 0.0, count, np.nan)
+    by_count = np.exp(-log_ratio[:, 0]) * (known[0] / known)
     return Comparison(
         at=np.full(len(names), at), estimator=np.asarray(names), block=np.full(len(names), block),
         rank=_ranks(log_ratio, error), variance=variance, variance_error=column("variance_error"),
@@ -187,18 +209,19 @@ def _of_block(block: str, seen: Mapping[str, _Seen], times: Timing | None, at: f
 def _log_ratios(variance: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[E, E] log of variance i over variance j, and its standard error from paired draws; squares [E, S].
 
-    A variance of exactly 0 is infinitely smaller than any other and equal to another 0, without error.
+    A variance of exactly 0 is infinitely smaller than any other and equal to another 0, without error; one that is not finite
+    is infinitely larger.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         log = np.log(variance)
         log_ratio = log[:, None] - log[None, :]
         influence = squares / variance[:, None]
-    both_zero = (variance[:, None] == 0.0) & (variance[None, :] == 0.0)
+    same = variance[:, None] == variance[None, :]
     influence = np.where(np.isfinite(influence), influence, 1.0)
     covariance = np.atleast_2d(np.cov(influence))
     spread = np.diag(covariance)
     error = np.sqrt(np.maximum(spread[:, None] + spread[None, :] - 2.0 * covariance, 0.0) / squares.shape[1])
-    return np.where(both_zero, 0.0, log_ratio), np.where(np.isfinite(log_ratio), error, 0.0)
+    return np.where(same, 0.0, log_ratio), np.where(np.isfinite(log_ratio), error, 0.0)
 
 
 def _ranks(log_ratio: np.ndarray, error: np.ndarray) -> np.ndarray:

@@ -21,8 +21,9 @@ CHUNK_NUMBERS = 2**18  # gradient elements held at once
 class Moments(NamedTuple):
     """Of S independent draws g of the gradient. Groups: see `groups`; m is the mean of the draws.
 
-    The spread's pair of numbers per draw is taken about the running mean, which makes its covariance too large by a factor of
-    about 1 + 2 log(S) / S; nothing else is approximate.
+    The spread's pair of numbers per draw is taken about the running mean of the draws so far. The noise of that mean enters
+    the second number, whose spread (in the errors of norm and SNR alone) is somewhat too large where chunks are small and S is
+    too; nothing else is approximate.
     """
 
     mean: Array  # [P] elements of params, leaf after leaf
@@ -79,6 +80,8 @@ def measure(
     is_batch(batch)
     if num_draws < 2:
         raise ValueError(f"num_draws={num_draws}, but a variance needs at least 2.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1, or None.")
     if chunk_size is None:
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         chunk_size = min(max(4, CHUNK_NUMBERS // max(1, num_params)), 500)
@@ -86,24 +89,19 @@ def measure(
     even = -(-num_draws // num_chunks)
     if sharding is not None:
         even = -(-even // sharding.num_devices) * sharding.num_devices
-    result = _measure(
-        key,
-        params,
-        state,
-        batch,
-        num_draws,
-        estimator=estimator,
-        shape=(num_chunks, even),
-        sharding=sharding,
-        keep=keep_squares,
-    )
+    shape = (-(-num_draws // even), even)
+    run = _measure_quick if quick_compile else _measure
+    result = run(
+        key, params, state, batch, num_draws, estimator=estimator, shape=shape, sharding=sharding, keep=keep_squares
+    )  # fmt: skip
     squares = result.squares[:num_draws] if keep_squares else result.squares
     return result._replace(squares=squares, num_draws=num_draws)
 
 
 def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, keep):
     num_chunks, size = shape
-    zeros = jnp.zeros_like(ravel_pytree(params)[0])
+    flat = ravel_pytree(params)[0]
+    zeros = jnp.zeros(flat.shape, jnp.promote_types(flat.dtype, jnp.float32))
     members = jnp.asarray(groups(params)[1], zeros.dtype)
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
 
@@ -113,13 +111,18 @@ def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, ke
             number = jax.lax.with_sharding_constraint(number, sharding)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, number)
         draws = jax.vmap(lambda k: ravel_pytree(estimator.estimate(k, params, state, batch)[0].grads)[0])(keys)
+        draws = draws.astype(zeros.dtype)
         real = number < num_draws  # the last chunk may be padded
         sums = _add(sums, draws, real)
         pair = jnp.einsum("ml,slp->smp", members, _pairs(draws, sums.mean, sizes))
+        # The mean holds these draws too, which makes their distance from it smaller by this much.
+        pair = pair.at[..., 0].multiply(sums.count / jnp.maximum(sums.count - 1.0, 1.0))
         return _add_pairs(sums, pair, real), pair[..., 0] if keep else pair[:0, :, 0]
 
     num_groups = members.shape[0]
-    start = _Sums(jnp.zeros(()), zeros, (zeros, zeros, zeros), jnp.zeros((num_groups, 2)), jnp.zeros((num_groups, 2, 2)))
+    blank = (jnp.zeros(shape, zeros.dtype) for shape in ((), (num_groups, 2), (num_groups, 2, 2)))
+    count, pair, products = blank
+    start = _Sums(count, zeros, (zeros, zeros, zeros), pair, products)
     sums, squares = jax.lax.scan(chunk, start, size * jnp.arange(num_chunks))
     n, (second, third, fourth) = sums.count, sums.powers
     spread = sums.products / (n - 1)

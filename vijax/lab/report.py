@@ -22,6 +22,7 @@ class Reference(NamedTuple):
 
     gradient: Params  # of the loss; its block `control` is not looked at
     error: Params | None = None  # its standard error; None: exact
+    rounding: float = 0.0  # of the estimator's own arithmetic, absolute: for gradients of which large terms cancel
 
 
 class Blocks(NamedTuple):
@@ -101,6 +102,7 @@ def report(moments: Moments, params: Params, reference: Reference | None) -> Gra
 class _Known(NamedTuple):  # a reference, flat
     exact: Array  # [P]; nan in control
     error: Array  # [P]
+    rounding: float
 
 
 @jax.jit
@@ -115,8 +117,9 @@ def _derive(moments: Moments, params: Params, known: _Known | None) -> tuple[dic
 
     rounding = None
     if known is not None:
-        largest = per_leaf(lambda part: jnp.max(jnp.abs(part), initial=0.0), known.exact)
-        rounding = ROUNDING * jnp.repeat(largest, np.asarray(sizes), total_repeat_length=int(starts[-1]))
+        size_of = jnp.maximum(jnp.abs(known.exact), jnp.abs(moments.mean))
+        largest = per_leaf(lambda part: jnp.max(part, initial=0.0), size_of)
+        rounding = known.rounding + ROUNDING * jnp.repeat(largest, np.asarray(sizes), total_repeat_length=int(starts[-1]))
     figures = _per_element(moments, known, rounding)
     columns = _per_block(moments, figures, known, per_leaf, params)
     unravel = ravel_pytree(params)[1]
@@ -173,10 +176,23 @@ def _per_block(moments: Moments, figures: dict[str, Any], known: _Known | None, 
     bias = jnp.sqrt(jnp.maximum(total(figures["bias"] ** 2) - noise, 0.0))
     z = per_leaf(lambda part: jnp.max(part, initial=0.0), _ratio(jnp.abs(figures["bias"]), figures["bias_error"]))
     worst = jnp.max(jnp.where(members, z[None], -jnp.inf), axis=1)
-    p_value = -jnp.expm1(size * jnp.log1p(-jnp.minimum(2.0 * special.ndtr(-worst), 1.0 - 1e-6)))
+    p_value = -jnp.expm1(size * jnp.log1p(-jnp.minimum(2.0 * special.ndtr(-_as_normal(worst, n - 1)), 1.0 - 1e-6)))
+    p_value = jnp.where(size > 0, p_value, jnp.nan)
     per_test = -jnp.expm1(np.log1p(-LEVEL) / size)
-    detectable = (-special.ndtri(per_test / 2.0) - special.ndtri(LEVEL)) * jnp.sqrt(noise / size)
+    detectable = (_as_student(-special.ndtri(per_test / 2.0), n - 1) - special.ndtri(LEVEL)) * jnp.sqrt(noise / size)
     return (*columns, bias, worst, p_value, detectable)
+
+
+def _as_normal(t: Array, freedom: Any) -> Array:
+    """The normal deviate with the tail probability of Student's t. Wallace 1959, eq. 5.3: better than 1 % of itself."""
+    scale = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0)
+    return scale * jnp.sqrt(freedom * jnp.log1p(t**2 / freedom))
+
+
+def _as_student(z: Array, freedom: Any) -> Array:
+    """The inverse of `_as_normal`."""
+    scale = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0)
+    return jnp.sqrt(freedom * jnp.expm1((z / scale) ** 2 / freedom))
 
 
 def _ratio(top: Array, bottom: Array) -> Array:
@@ -186,11 +202,16 @@ def _ratio(top: Array, bottom: Array) -> Array:
 
 def _flat(reference: Reference, params: Params) -> _Known:
     """The reference as vectors [P]. What control's gradient should be nobody knows: nan."""
-    shapes = [jax.tree.map(np.shape, tree._replace(control=())) for tree in (reference.gradient, params)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"the reference has shapes {shapes[0]}, but the gradient {shapes[1]}.")
+    given = [tree for tree in (reference.gradient, reference.error) if tree is not None]
+    wanted = jax.tree.map(np.shape, params._replace(control=()))
+    for tree in given:
+        if not isinstance(tree, Params):
+            raise TypeError(f"a Reference holds Params(theta, phi, control) of gradients, not {type(tree).__name__}.")
+        shapes = jax.tree.map(np.shape, tree._replace(control=()))
+        if shapes != wanted:
+            raise ValueError(f"the reference has shapes {shapes}, but the gradient {wanted}.")
     unknown = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), params.control)
     exact = ravel_pytree(reference.gradient._replace(control=unknown))[0]
     if reference.error is None:
-        return _Known(exact, jnp.zeros_like(exact))
-    return _Known(exact, ravel_pytree(reference.error._replace(control=unknown))[0])
+        return _Known(exact, jnp.zeros_like(exact), reference.rounding)
+    return _Known(exact, ravel_pytree(reference.error._replace(control=unknown))[0], reference.rounding)

@@ -46,6 +46,11 @@ def variance_sources(
         raise ValueError(f"variance_sources(num_batches={num_batches}, num_draws={num_draws}): both must be at least 2.")
     if not 1 <= batch_size <= estimator.num_data:
         raise ValueError(f"batch_size={batch_size} must be between 1 and num_data={estimator.num_data}.")
+    rows = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
+    if rows != {estimator.num_data}:
+        raise ValueError(
+            f"data has {sorted(rows)} rows, but the estimator num_data={estimator.num_data}: pass all of its data."
+        )
     shape = (batch_size, num_batches, num_draws)
     within, pair = jax.device_get(_measure(key, params, state, data, estimator=estimator, shape=shape))
     between = num_batches / (num_batches - 1) * pair - within / num_draws

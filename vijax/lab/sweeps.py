@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
+from scipy import special
 
 from vijax.lab.comparison import HALF_WIDTH, Comparison, Learned, compare, concatenate
-from vijax.lab.report import Reference
+from vijax.lab.report import LEVEL, Reference
 from vijax.types import Batch, Estimator, Key, Params
 
 
@@ -29,6 +31,7 @@ class Slopes(NamedTuple):
     low: np.ndarray  # of a 95 % interval
     high: np.ndarray
     misfit: np.ndarray  # chi-square per degree of freedom: far above 1, the points do not lie on a line; nan for two points
+    points: np.ndarray  # used: those whose figure is positive and finite. A lost signal has none, which favours lucky points
 
 
 def sweep(
@@ -40,11 +43,11 @@ def sweep(
       setting: value -> estimators (the same names everywhere), params, batch.    num_draws, rounds: as in `compare`.
     """
     rows = []
-    for value in values:
+    for number, value in enumerate(values):
         point = setting(value)
         rows.append(
             compare(
-                key,
+                jax.random.fold_in(key, number),
                 point.estimators,
                 point.params,
                 point.batch,
@@ -61,17 +64,18 @@ def sweep(
 def slopes(comparison: Comparison, figure: Literal["variance", "snr"] = "snr") -> Slopes:
     """Least squares of log figure on log `at`, weighted by the figure's own errors.
 
-    Where the points scatter more than their errors allow, the interval is widened by the root of chi-square per degree of
-    freedom. A row is nan if fewer than two of its points have a positive figure.
+    Where the points scatter more than their errors allow, the interval is that of Student's t with the scatter itself as
+    error. A row is nan if fewer than two of its points have a positive figure.
     """
     value, error = getattr(comparison, figure), getattr(comparison, f"{figure}_error")
     rows = []
     for estimator, block in dict.fromkeys(zip(comparison.estimator, comparison.block, strict=True)):
         here = (comparison.estimator == estimator) & (comparison.block == block) & (value > 0.0) & (comparison.at > 0.0)
+        here &= np.isfinite(value)
         line = (np.nan,) * 4
         if np.sum(here) >= 2:
             line = _line(np.log(comparison.at[here]), np.log(value[here]), error[here] / value[here])
-        rows.append((estimator, block, *line))
+        rows.append((estimator, block, *line, int(np.sum(here))))
     return Slopes(*(np.asarray(column) for column in zip(*rows, strict=True)))
 
 
@@ -83,5 +87,7 @@ def _line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float
     slope = np.sum(weight * away * y) / precision
     left = y - np.average(y, weights=weight) - slope * away
     misfit = np.sum(weight * left**2) / (len(x) - 2) if len(x) > 2 else np.nan
-    half = HALF_WIDTH * np.sqrt(max(1.0, np.nan_to_num(misfit, nan=1.0)) / precision)
+    half = HALF_WIDTH / np.sqrt(precision)
+    if misfit > 1.0:
+        half = max(half, float(special.stdtrit(len(x) - 2, 0.5 + 0.5 * (1.0 - LEVEL))) * np.sqrt(misfit / precision))
     return float(slope), float(slope - half), float(slope + half), float(misfit)
