@@ -61,9 +61,7 @@ def leaderboard(board: Any, block: str, setting: str) -> str:
             f"{row['ratio']:8.3g} {ratio} {row['snr']:7.3g} {row['worst_z']:6.1f}{star} {row['evaluations']:7d} "
             f"{row['microseconds']:8.1f} {row['efficiency']:10.3g} {efficiency}"
         )
-    note = (
-        f"  bias z: the largest of an element, *: p < {BIASED} over all elements, or infinite; efficiency: 1 / (variance time)"
-    )
+    note = f"  bias z: the largest of an element; *: p < {BIASED} over all, or infinite; efficiency: 1 / (variance x time)"
     return "\n".join([*lines, note])
 
 
