@@ -66,12 +66,7 @@ def run(key: Key, *, smoke: bool) -> Outcome:
         for i, step in enumerate(steps)
     }
     batch = vj.Batch(job.train_x[: config.batch_size], jnp.arange(config.batch_size))
-    # Draws of their own at every point, so that errors of averages over the path are those of independent figures.
-    compared = lab.concatenate([
-        lab.along(jax.random.fold_in(draw_key, step), job.estimators, {step: params}, batch, num_draws=config.num_draws,
-                  learned=learned)
-        for step, params in path.items()
-    ])  # fmt: skip
+    compared = lab.along(draw_key, job.estimators, path, batch, num_draws=config.num_draws, learned=learned)
     per_image = len(job.train_x) ** -2.0
     compared = compared._replace(variance=compared.variance * per_image, variance_error=compared.variance_error * per_image)
     metrics = {"claims": _claims(compared), "num_draws": config.num_draws, "log10_variance": _table(compared)}

@@ -119,6 +119,8 @@ def along(
 ) -> Comparison:
     """`compare` at several points of one training run: rankings change on the way. Column `at` is the step.
 
+    Every point has draws of its own, so that errors of averages over the path are those of independent figures.
+
     Args:
       path: step -> params.    learned, reference: step -> what `compare` takes.
       rounds: of timing, at the first point alone, whose times stand for all.
@@ -132,13 +134,14 @@ def along(
         own = {name: _own(key, name, one, path[first], (learned or {}).get(first, {})) for name, one in estimators.items()}
         places, states = ({name: pair[i] for name, pair in own.items()} for i in (0, 1))
         times = timing(key, estimators, places, states, batch, rounds=rounds)
-    return concatenate([
-        compare(
-            key, estimators, params, batch, num_draws=num_draws, learned=(learned or {}).get(step),
+    rows = []
+    for number, (step, params) in enumerate(path.items()):
+        row = compare(
+            jax.random.fold_in(key, number), estimators, params, batch, num_draws=num_draws, learned=(learned or {}).get(step),
             reference=(reference or {}).get(step), rounds=0, times=times, at=float(step),
-        )
-        for step, params in path.items()
-    ])  # fmt: skip
+        )  # fmt: skip
+        rows.append(row)
+    return concatenate(rows)
 
 
 def concatenate(parts: Sequence[Comparison]) -> Comparison:
