@@ -15,6 +15,7 @@ from vijax.lab.report import LEVEL, Blocks, Reference, report
 from vijax.types import Batch, Estimator, Key, Params, PyTree
 
 HALF_WIDTH = float(special.ndtri(1.0 - LEVEL / 2.0))  # of a 95 % interval in standard errors
+ALIKE = 1e-4  # relative difference of variances that rounding can make, however well common noise cancels
 
 
 class Learned(NamedTuple):
@@ -232,7 +233,7 @@ def _ranks(log_ratio: np.ndarray, error: np.ndarray) -> np.ndarray:
     num_pairs = max(1, len(log_ratio) * (len(log_ratio) - 1) // 2)
     per_pair = -np.expm1(np.log1p(-LEVEL) / num_pairs)
     smaller = log_ratio > special.ndtri(1.0 - per_pair / 2.0) * error  # [i, j]: j is below i
-    return 1 + np.sum(smaller & (log_ratio > 0.0), axis=1)
+    return 1 + np.sum(smaller & (log_ratio > ALIKE), axis=1)
 
 
 def _relative_times(times: Timing | None, num: int) -> tuple[np.ndarray, np.ndarray]:
