@@ -134,16 +134,14 @@ def run(config: Config) -> Outcome:
             }
             references[step] = reference(judge_key, config, job, params)
             bar.update(1)
-        parts = []
-        for step in reversed(path):  # the leaderboard's point first: it is timed
-            part = lab.compare(
-                compare_key, job.estimators, path[step], job.problem.batch, num_draws=config.num_draws, learned=learned[step],
-                reference=references[step], rounds=0 if parts else config.rounds, at=float(step),
-            )  # fmt: skip
-            parts.append(part)
-            bar.update(1)
+        along = lab.along(
+            compare_key, job.estimators, path, job.problem.batch, num_draws=config.num_draws, learned=learned,
+            reference=references, rounds=config.rounds,
+        )  # fmt: skip
+        bar.update(len(path))
         swept = sweep(sweep_key, config, job, path[max(path)], bar)
-    tables = {"leaderboard": lab.to_dataframe(parts[0]), "along": lab.to_dataframe(lab.concatenate(parts[::-1])), **swept}
+    table = lab.to_dataframe(along)
+    tables = {"leaderboard": table[table["at"] == max(path)], "along": table, **swept}
     metrics = {
         "problem": config.problem, "objective": config.objective, "num_samples": config.num_samples,
         "refused": job.refused, "reference": kind(references[max(path)]),

@@ -101,8 +101,7 @@ def compare(
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # compiling is most of the work, and can be shared out
         seen = dict(zip(estimators, pool.map(look, estimators), strict=True))
     if times is None and rounds:
-        places, states = ({name: pair[i] for name, pair in own.items()} for i in (0, 1))
-        times = timing(key, estimators, places, states, batch, rounds=rounds)
+        times = _timed(key, estimators, own, batch, rounds)
     compared = [block for block in ("theta", "phi") if block in next(iter(seen.values())).blocks.block]
     return concatenate([_of_block(block, seen, times, at) for block in compared])
 
@@ -115,7 +114,7 @@ def along(
     *,
     num_draws: int,
     learned: Mapping[int, Mapping[str, Learned]] | None = None,
-    reference: Mapping[int, Reference] | None = None,
+    reference: Mapping[int, Reference | None] | None = None,
     rounds: int = 0,
 ) -> Comparison:
     """`compare` at several points of one training run: rankings change on the way. Column `at` is the step.
@@ -133,8 +132,7 @@ def along(
     if rounds:
         first = next(iter(path))
         own = {name: _own(key, name, one, path[first], (learned or {}).get(first, {})) for name, one in estimators.items()}
-        places, states = ({name: pair[i] for name, pair in own.items()} for i in (0, 1))
-        times = timing(key, estimators, places, states, batch, rounds=rounds)
+        times = _timed(key, estimators, own, batch, rounds)
     rows = []
     for number, (step, params) in enumerate(path.items()):
         row = compare(
@@ -172,6 +170,13 @@ def _own(key: Key, name: str, estimator: Estimator, params: Params, learned: Map
         state = estimator.init(key, params._replace(control=control))
     # Without weak types, which initial parameters may have and trained ones have not: one program serves both.
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), (params._replace(control=control), state))
+
+
+def _timed(
+    key: Key, estimators: Mapping[str, Estimator], own: Mapping[str, tuple[Params, PyTree]], batch: Batch, rounds: int
+) -> Timing:
+    params, states = ({name: pair[i] for name, pair in own.items()} for i in (0, 1))
+    return timing(key, estimators, params, states, batch, rounds=rounds)
 
 
 class _Seen(NamedTuple):  # of one estimator
