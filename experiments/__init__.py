@@ -1,1 +1,3 @@
-"""One script per question, `python -m experiments.NAME --field=value`. Nothing in `vijax/` imports from here."""
+"""One script per question, `python -m experiments.NAME --field=value`. Nothing in `vijax/` imports
+from here.
+"""

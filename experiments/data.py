@@ -1,7 +1,9 @@
-"""Image data sets as arrays: loading, downloading with checksums, binarizing. Images are [N, P] floats in [0, 1], 0 is paper.
+"""Image data sets as arrays: loading, downloading with checksums, binarizing. Images are [N, P]
+floats in [0, 1], 0 is paper.
 
-`digits` ships with scikit-learn. `mnist`, `fashion_mnist` (idx files, IDX format of LeCun et al.) and `omniglot` (Lake et al.
-2015, two zip files) are read from a folder, and downloaded into it if they are not there.
+`digits` ships with scikit-learn. `mnist`, `fashion_mnist` (idx files, IDX format of LeCun et al.)
+and `omniglot` (Lake et al. 2015, two zip files) are read from a folder, and downloaded into it if
+they are not there.
 """
 
 import gzip
@@ -21,21 +23,35 @@ GREY_SCALE = 255.0
 
 
 class Dataset(NamedTuple):
-    """Images and their classes, split into train and test the same way every time."""
+    """Images and their classes, split into train and test the same way every time.
 
-    train_x: np.ndarray  # [N, P] float32 in [0, 1]
-    train_label: np.ndarray  # [N] int
-    test_x: np.ndarray  # [M, P]
-    test_label: np.ndarray  # [M]
-    image_shape: tuple[int, int]  # rows, columns: P is their product
-    grey_step: float  # spacing of the grey values
+    Attributes:
+      train_x: [N, P] float32 in [0, 1]
+      train_label: [N] int
+      test_x: [M, P]
+      test_label: [M]
+      image_shape: rows, columns: P is their product
+      grey_step: spacing of the grey values
+    """
+
+    train_x: np.ndarray
+    train_label: np.ndarray
+    test_x: np.ndarray
+    test_label: np.ndarray
+    image_shape: tuple[int, int]
+    grey_step: float
 
 
 class Source(NamedTuple):
-    """Where a data set lives in public."""
+    """Where a data set lives in public.
 
-    url: str  # of the folder, ends in "/"
-    md5: Mapping[str, str]  # file name -> published checksum
+    Attributes:
+      url: of the folder, ends in "/"
+      md5: file name -> published checksum
+    """
+
+    url: str
+    md5: Mapping[str, str]
 
 
 SOURCES = {
@@ -68,15 +84,20 @@ SOURCES = {
 
 
 class DataUnavailableError(FileNotFoundError):
-    """A file is neither on disk nor to be had; the message says what to fetch and where to put it."""
+    """A file is neither on disk nor to be had; the message says what to fetch and where to put
+    it.
+    """
 
 
-def load(name: str, data_dir: str | Path | None = None, *, sources: Mapping[str, Source] = SOURCES) -> Dataset:
+def load(
+    name: str, data_dir: str | Path | None = None, *, sources: Mapping[str, Source] = SOURCES
+) -> Dataset:
     """The data set `name`: "digits", or one of `sources`.
 
     Args:
-      data_dir: folder with the files, or with a subfolder `name` that has them; missing files are downloaded there. Files
-        that are already there are taken as they are. Default: the user's cache folder.
+      data_dir: folder with the files, or with a subfolder `name` that has them; missing files are
+        downloaded there. Files that are already there are taken as they are. Default: the user's
+        cache folder.
 
     Raises:
       DataUnavailableError: offline, or a download that does not match its checksum.
@@ -90,11 +111,18 @@ def load(name: str, data_dir: str | Path | None = None, *, sources: Mapping[str,
 
 
 def fetch(name: str, source: Source, data_dir: str | Path | None = None) -> dict[str, Path]:
-    """Paths of a source's files, downloaded where missing (progress on stderr, checksum verified before anything is kept)."""
-    folder = Path(pooch.os_cache("vijax")) / name if data_dir is None else Path(data_dir).expanduser()
+    """Paths of a source's files, downloaded where missing (progress on stderr, checksum verified
+    before anything is kept).
+    """
+    folder = (
+        Path(pooch.os_cache("vijax")) / name if data_dir is None else Path(data_dir).expanduser()
+    )
     if (folder / name).is_dir():
         folder = folder / name
-    return {file: _present(folder / file) or _download(name, source, file, folder) for file in source.md5}
+    return {
+        file: _present(folder / file) or _download(name, source, file, folder)
+        for file in source.md5
+    }
 
 
 def _present(path: Path) -> Path | None:
@@ -105,43 +133,60 @@ def _present(path: Path) -> Path | None:
 
 def _download(name: str, source: Source, file: str, folder: Path) -> Path:
     try:
-        path = pooch.retrieve(source.url + file, f"md5:{source.md5[file]}", file, folder, progressbar=True)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
+        path = pooch.retrieve(
+            source.url + file, f"md5:{source.md5[file]}", file, folder, progressbar=True
+        )
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
         wanted = "\n".join(f"  {source.url}{each}   md5 {md5}" for each, md5 in source.md5.items())
         raise DataUnavailableError(
-            f"{name}: {file} is not in {folder} and could not be downloaded ({type(error).__name__}: {error}).\n"
+            f"{name}: {file} is not in {folder} and could not be downloaded "
+            f"({type(error).__name__}: {error}).\n"
             f"Fetch these files on a machine with a network:\n{wanted}\n"
-            f"put them, as they are, into\n  {folder.absolute()}\nand run again with --data={name} --data_dir={folder}"
+            f"put them, as they are, into\n  {folder.absolute()}\nand run again with "
+            f"--data={name} --data_dir={folder}"
         ) from error
     return Path(path)
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """An array of unsigned bytes from an idx file, gzipped or not: a magic number, sizes as big-endian int32, the bytes.
+    """An array of unsigned bytes from an idx file, gzipped or not: a magic number, sizes as
+    big-endian int32, the bytes.
 
     Raises:
-      ValueError: another magic number, or a length that its header contradicts (a download cut short).
+      ValueError: another magic number, or a length that its header contradicts (a download cut
+        short).
     """
     raw = Path(path).read_bytes()
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.decompress(raw)
         except EOFError as error:
-            raise ValueError(f"{path} is cut short: its gzip stream has no end. Delete it and fetch it again.") from error
+            raise ValueError(
+                f"{path} is cut short: its gzip stream has no end. Delete it and fetch it again."
+            ) from error
     if raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path} is no idx file of unsigned bytes: it starts with {raw[:4]!r}, not 00 00 08. Fetch it again.")
+        raise ValueError(
+            f"{path} is no idx file of unsigned bytes: it starts with {raw[:4]!r}, not 00 00 08. "
+            f"Fetch it again."
+        )
     shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
     start = 4 + 4 * raw[3]
     if len(raw) - start != math.prod(shape.tolist()):
         raise ValueError(
-            f"{path} has {len(raw) - start} bytes of data, but its header says {shape.tolist()}: the file is damaged. "
+            f"{path} has {len(raw) - start} bytes of data, but its header says {shape.tolist()}: "
+            f"the file is damaged. "
             "Delete it and fetch it again."
         )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 def _digits() -> Dataset:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels in 17 grey values: 1,437 to train, 360 to test, always the same."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels in 17 grey values: 1,437 to train, 360 to test,
+    always the same.
+    """
     bunch: Any = load_digits()
     x, label = bunch.data, bunch.target
     order = np.random.default_rng(0).permutation(len(x))
@@ -154,9 +199,17 @@ def _idx_pairs(files: Mapping[str, Path]) -> Dataset:
     train, train_label, test, test_label = (read_idx(path) for path in _in_order(files))
     for images, labels in ((train, train_label), (test, test_label)):
         if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise ValueError(f"images {images.shape} and labels {labels.shape} of {dict(files)} do not belong together.")
+            raise ValueError(
+                f"images {images.shape} and labels {labels.shape} of {dict(files)} do not belong "
+                f"together."
+            )
     return Dataset(
-        _flat(train), train_label.astype(int), _flat(test), test_label.astype(int), train.shape[1:], 1.0 / GREY_SCALE
+        _flat(train),
+        train_label.astype(int),
+        _flat(test),
+        test_label.astype(int),
+        train.shape[1:],
+        1.0 / GREY_SCALE,
     )
 
 
@@ -170,19 +223,33 @@ def _flat(images: np.ndarray) -> np.ndarray:
 
 
 def _omniglot(files: Mapping[str, Path]) -> Dataset:
-    """Lake et al.'s own split: 964 background characters to train, 659 others to test; 28 x 28, labels are alphabets."""
-    (train, train_label), (test, test_label) = (_read_characters(files[name]) for name in sorted(files))
-    return Dataset(_flat(train), train_label, _flat(test), test_label, train.shape[1:], 1.0 / GREY_SCALE)
+    """Lake et al.'s own split: 964 background characters to train, 659 others to test; 28 x 28,
+    labels are alphabets.
+    """
+    (train, train_label), (test, test_label) = (
+        _read_characters(files[name]) for name in sorted(files)
+    )
+    return Dataset(
+        _flat(train), train_label, _flat(test), test_label, train.shape[1:], 1.0 / GREY_SCALE
+    )
 
 
 def _read_characters(path: Path, size: int = 28) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, size, size] of ink, area-averaged, and the index [N] of their alphabet."""
     with zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".png") and not name.startswith("__MACOSX"))
+        names = sorted(
+            name
+            for name in archive.namelist()
+            if name.endswith(".png") and not name.startswith("__MACOSX")
+        )
         if not names:
-            raise ValueError(f"{path} has no .png files, so it is not Omniglot's. Delete it and fetch it again.")
+            raise ValueError(
+                f"{path} has no .png files, so it is not Omniglot's. Delete it and fetch it again."
+            )
         pictures = [Image.open(io.BytesIO(archive.read(name))).convert("L") for name in names]
-    ink = [255 - np.asarray(picture.resize((size, size), Image.Resampling.BOX)) for picture in pictures]
+    ink = [
+        255 - np.asarray(picture.resize((size, size), Image.Resampling.BOX)) for picture in pictures
+    ]
     alphabets = [name.split("/")[-3] for name in names]  # .../ALPHABET/characterNN/drawing.png
     return np.stack(ink), np.unique(alphabets, return_inverse=True)[1]
 
@@ -193,5 +260,9 @@ def threshold(x: np.ndarray) -> np.ndarray:
 
 
 def sampled(seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """One Bernoulli draw per pixel with its grey value as probability, fixed by `seed`. Salakhutdinov and Murray 2008."""
-    return lambda x: (np.random.default_rng(seed).random(x.shape, np.float32) < x).astype(np.float32)
+    """One Bernoulli draw per pixel with its grey value as probability, fixed by `seed`.
+    Salakhutdinov and Murray 2008.
+    """
+    return lambda x: (np.random.default_rng(seed).random(x.shape, np.float32) < x).astype(
+        np.float32
+    )

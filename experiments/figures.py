@@ -1,4 +1,6 @@
-"""Figures that more than one script draws, in one style. Each function draws on axes it is given; `save` writes the file."""
+"""Figures that more than one script draws, in one style. Each function draws on axes it is given;
+`save` writes the file.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-TRAIN, TEST, THIRD = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito: told apart by colour-blind readers
+# Okabe and Ito: told apart by colour-blind readers
+TRAIN, TEST, THIRD = "#0072B2", "#D55E00", "#009E73"
 STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
@@ -43,8 +46,12 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     return path
 
 
-def learning_curve(axes: Axes, epoch: np.ndarray, train: np.ndarray, test: np.ndarray, *, unit: str) -> None:
-    """Train and test ELBO by epoch. The axis leaves out the first climb, which would flatten the rest."""
+def learning_curve(
+    axes: Axes, epoch: np.ndarray, train: np.ndarray, test: np.ndarray, *, unit: str
+) -> None:
+    """Train and test ELBO by epoch. The axis leaves out the first climb, which would flatten the
+    rest.
+    """
     axes.plot(epoch, train, color=TRAIN, label=f"train, last {train[-1]:.2f}")
     axes.plot(epoch, test, color=TEST, label=f"test, last {test[-1]:.2f}, best {np.max(test):.2f}")
     low, high = np.quantile(np.concatenate([train, test]), 0.1), max(np.max(train), np.max(test))
@@ -55,16 +62,28 @@ def learning_curve(axes: Axes, epoch: np.ndarray, train: np.ndarray, test: np.nd
     axes.legend(loc="lower right", frameon=False)
 
 
-def lines(axes: Axes, series: dict[str, tuple[np.ndarray, np.ndarray]], *, marker: str | None = None) -> None:
+def lines(
+    axes: Axes, series: dict[str, tuple[np.ndarray, np.ndarray]], *, marker: str | None = None
+) -> None:
     """One named line per entry (x [T], y [T]); colours repeat after ten, then dashed."""
     colours = matplotlib.colormaps["tab10"]
     for i, (name, (x, y)) in enumerate(series.items()):
-        axes.plot(x, y, color=colours(i % 10), linestyle="-" if i < 10 else "--", marker=marker, markersize=4, label=name)
+        axes.plot(
+            x,
+            y,
+            color=colours(i % 10),
+            linestyle="-" if i < 10 else "--",
+            marker=marker,
+            markersize=4,
+            label=name,
+        )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def image_grid(axes: Axes, images: np.ndarray, columns: int, *, gap: int = 1) -> None:
-    """Images [M, rows, cols] in [0, 1], ink is dark, row by row with `columns` to a row; cells are framed by grey lines."""
+    """Images [M, rows, cols] in [0, 1], ink is dark, row by row with `columns` to a row; cells are
+    framed by grey lines.
+    """
     rows = -(-len(images) // columns)
     height, width = images.shape[1:]
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap), np.nan)
@@ -85,18 +104,41 @@ def row_labels(axes: Axes, labels: list[str], cell: int, *, gap: int = 1) -> Non
     axes.tick_params(axis="y", length=0)
 
 
-def latent_map(axes: Axes, points: np.ndarray, label: np.ndarray, names: list[str], *, axis_names: tuple[str, str]) -> None:
-    """Points [M, 2] coloured by class [M]; up to ten classes get a legend and their name at the median."""
+def latent_map(
+    axes: Axes,
+    points: np.ndarray,
+    label: np.ndarray,
+    names: list[str],
+    *,
+    axis_names: tuple[str, str],
+) -> None:
+    """Points [M, 2] coloured by class [M]; up to ten classes get a legend and their name at the
+    median.
+    """
     few = len(names) <= 10
     colours = matplotlib.colormaps["tab10" if few else "turbo"]
     for c, name in enumerate(names):
         mine = points[label == c]
         colour = colours(c if few else c / (len(names) - 1))
-        axes.scatter(mine[:, 0], mine[:, 1], s=14, color=colour, alpha=0.75, linewidths=0, label=name if few else None)
+        axes.scatter(
+            mine[:, 0],
+            mine[:, 1],
+            s=14,
+            color=colour,
+            alpha=0.75,
+            linewidths=0,
+            label=name if few else None,
+        )
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     axes.set_aspect("equal", adjustable="datalim")
     if few:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.6, handletextpad=0.1)
+        axes.legend(
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            frameon=False,
+            markerscale=1.6,
+            handletextpad=0.1,
+        )
 
 
 def histogram(axes: Axes, train: np.ndarray, test: np.ndarray, *, unit: str) -> None:
@@ -115,9 +157,14 @@ def histogram(axes: Axes, train: np.ndarray, test: np.ndarray, *, unit: str) -> 
 
 
 def plane(means: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
-    """[M, D] -> [M, 2] and names of the axes: as they are for D = 2, with zeros for D = 1, else two principal components."""
+    """[M, D] -> [M, 2] and names of the axes: as they are for D = 2, with zeros for D = 1, else two
+    principal components.
+    """
     if means.shape[1] <= 2:
-        return np.pad(means, ((0, 0), (0, 2 - means.shape[1]))), ("$z_1$", "$z_2$" if means.shape[1] == 2 else "")
+        return np.pad(means, ((0, 0), (0, 2 - means.shape[1]))), (
+            "$z_1$",
+            "$z_2$" if means.shape[1] == 2 else "",
+        )
     left, singular, _ = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
     share = singular**2 / np.sum(singular**2)
     names = (f"principal component 1 ({share[0]:.0%})", f"principal component 2 ({share[1]:.0%})")

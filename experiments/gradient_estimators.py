@@ -1,4 +1,6 @@
-"""Estimators by name: rules of the catalogue for a whole latent or block by block, and why a name is refused."""
+"""Estimators by name: rules of the catalogue for a whole latent or block by block, and why a name
+is refused.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,13 +17,17 @@ Estimators = dict[str, vj.Estimator]
 def build(
     names: Iterable[str], problem: Problem, objective: Callable[..., Any], num_samples: int
 ) -> tuple[Estimators, dict[str, str]]:
-    """(estimators by name, the reason for every name that is illegal here or unknown); the author's own come last.
+    """(estimators by name, the reason for every name that is illegal here or unknown); the author's
+    own come last.
 
-    A name is one of `vijax.catalogue`, for every latent and block alike, or `block=name+block=name`.
+    A name is one of `vijax.catalogue`, for every latent and block alike, or
+    `block=name+block=name`.
     """
     wanted = list(dict.fromkeys(names))
     if "all-legal" in wanted:
-        wanted = list(dict.fromkeys([*(n for n in wanted if n != "all-legal"), *every_name(problem.guide)]))
+        wanted = list(
+            dict.fromkeys([*(n for n in wanted if n != "all-legal"), *every_name(problem.guide)])
+        )
     made: Estimators = {}
     refused: dict[str, str] = {}
     for name in wanted:
@@ -32,19 +38,31 @@ def build(
     return made | dict(problem.own), refused
 
 
-def estimator(name: str, problem: Problem, objective: Callable[..., Any], num_samples: int) -> vj.Estimator:
+def estimator(
+    name: str, problem: Problem, objective: Callable[..., Any], num_samples: int
+) -> vj.Estimator:
     """The estimator of a name; ValueError if it is unknown or illegal here."""
     guide, parts = problem.guide, parts_of(problem.guide)
     chosen = rules_of(name, parts)
     rules: Any = {part: CATALOGUE[rule](parts[part]) for part, rule in chosen.items()}
     first, same = next(iter(parts)), len(set(chosen.values())) == 1
-    counts: Any = {part: num_samples if part == first else rule.requires.min_samples for part, rule in rules.items()}
+    counts: Any = {
+        part: num_samples if part == first else rule.requires.min_samples
+        for part, rule in rules.items()
+    }
     special: Any = OBJECTIVE_OF.get(chosen[first], objective) if same else objective
     if guide.family_w is not None and guide.family_z is not None:
         special = {"w": special, "z": vj.objectives.elbo}
     elif same:  # one rule for the whole latent
         rules, counts = CATALOGUE[chosen[first]](_family(guide)), num_samples
-    return vj.estimator(problem.model, guide, rules=rules, objective=special, num_samples=counts, num_data=problem.num_data)
+    return vj.estimator(
+        problem.model,
+        guide,
+        rules=rules,
+        objective=special,
+        num_samples=counts,
+        num_data=problem.num_data,
+    )
 
 
 def rules_of(name: str, parts: Mapping[str, vj.Family]) -> dict[str, str]:
@@ -58,39 +76,63 @@ def rules_of(name: str, parts: Mapping[str, vj.Family]) -> dict[str, str]:
         raise ValueError(f"{name!r}: write block=rule for every one of {', '.join(parts)}.")
     unknown = [rule for rule in chosen.values() if rule not in CATALOGUE]
     if unknown or set(chosen) != set(parts):
-        known = f"the blocks are {', '.join(parts)}" if not unknown else "see `python -m vijax.catalogue`"
-        raise ValueError(f"{name!r} is no estimator here: {known}. Names look like score() or c=enumerated()+z=pathwise().")
+        known = (
+            f"the blocks are {', '.join(parts)}"
+            if not unknown
+            else "see `python -m vijax.catalogue`"
+        )
+        raise ValueError(
+            f"{name!r} is no estimator here: {known}. Names look like score() or "
+            f"c=enumerated()+z=pathwise()."
+        )
     return chosen
 
 
-def judge(made: Estimators, problem: Problem, objective: Callable[..., Any], num_samples: int) -> vj.Estimator | None:
-    """An unbiased estimator of this objective: the problem's trainer, else the first of the named that says it is; or none."""
+def judge(
+    made: Estimators, problem: Problem, objective: Callable[..., Any], num_samples: int
+) -> vj.Estimator | None:
+    """An unbiased estimator of this objective: the problem's trainer, else the first of the named
+    that says it is; or none.
+    """
     if problem.trainer:
         try:
-            return made.get(problem.trainer) or estimator(problem.trainer, problem, objective, num_samples)
+            return made.get(problem.trainer) or estimator(
+                problem.trainer, problem, objective, num_samples
+            )
         except ValueError:
             pass
     parts = parts_of(problem.guide)
     for name, one in made.items():
         if name in problem.own:
             continue
-        if all(CATALOGUE[rule](parts[part]).requires.unbiased for part, rule in rules_of(name, parts).items()):
+        if all(
+            CATALOGUE[rule](parts[part]).requires.unbiased
+            for part, rule in rules_of(name, parts).items()
+        ):
             return one
     return None
 
 
 def every_name(guide: vj.Guide) -> list[str]:
-    """Every rule for the whole; and with several blocks every rule for each, the others at the simplest rule that fits."""
+    """Every rule for the whole; and with several blocks every rule for each, the others at the
+    simplest rule that fits.
+    """
     parts = parts_of(guide)
     names = list(CATALOGUE)
     if len(parts) > 1:
         usual = {part: _usual(family) for part, family in parts.items()}
-        names += ["+".join(f"{p}={rule if p == part else usual[p]}" for p in parts) for part in parts for rule in CATALOGUE]
+        names += [
+            "+".join(f"{p}={rule if p == part else usual[p]}" for p in parts)
+            for part in parts
+            for rule in CATALOGUE
+        ]
     return list(dict.fromkeys(names))
 
 
 def parts_of(guide: vj.Guide) -> dict[str, vj.Family]:
-    """The latents, or the blocks of the only one, that can have rules of their own; {"": family} if there is one."""
+    """The latents, or the blocks of the only one, that can have rules of their own; {"": family} if
+    there is one.
+    """
     if guide.family_w is not None and guide.family_z is not None:
         return {"w": guide.family_w, "z": guide.family_z}
     family = _family(guide)

@@ -1,4 +1,6 @@
-"""What every script shares: settings from the command line, a results folder that explains itself, progress, compile counts."""
+"""What every script shares: settings from the command line, a results folder that explains itself,
+progress, compile counts.
+"""
 
 import argparse
 import dataclasses
@@ -28,11 +30,18 @@ PACKAGES = ("vijax-research", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Outcome(NamedTuple):
-    """What `run(config)` returns: everything that the report and the figures need, and nothing else."""
+    """What `run(config)` returns: everything that the report and the figures need, and nothing
+    else.
 
-    metrics: dict[str, Any]  # numbers, strings and lists: metrics.json
-    arrays: dict[str, np.ndarray]  # whatever is too large for that: arrays.npz
-    tables: Mapping[str, pd.DataFrame] = {}  # NAME.csv and NAME.json, records
+    Attributes:
+      metrics: numbers, strings and lists: metrics.json
+      arrays: whatever is too large for that: arrays.npz
+      tables: NAME.csv and NAME.json, records
+    """
+
+    metrics: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    tables: Mapping[str, pd.DataFrame] = {}
 
 
 def parse(
@@ -42,11 +51,14 @@ def parse(
     *,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> C:
-    """A `Config` from the command line: `--num_samples 5`, `--num-samples=5`, `--smoke`, `--smoke=true`, `--widths=200,100`.
+    """A `Config` from the command line: `--num_samples 5`, `--num-samples=5`, `--smoke`,
+    `--smoke=true`, `--widths=200,100`.
 
     Args:
-      config_type: a frozen dataclass; the comment of a field is its help.    description: the script's docstring.
-      presets: values of the field `preset` -> the defaults that they put in place of the dataclass's; what is given wins.
+      config_type: a frozen dataclass; the comment of a field is its help.
+      description: the script's docstring.
+      presets: values of the field `preset` -> the defaults that they put in place of the
+        dataclass's; what is given wins.
     """
     given = list(sys.argv[1:] if args is None else args)
     make: Any = config_type
@@ -55,10 +67,13 @@ def parse(
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--preset")
         chosen = early.parse_known_args(given)[0].preset
-        base = make(preset=chosen, **presets[chosen]) if chosen in presets else None  # tyro refuses unknown names
+        # Tyro refuses unknown names
+        base = make(preset=chosen, **presets[chosen]) if chosen in presets else None
     defaults = {field.name: field.default for field in dataclasses.fields(config_type)}  # pyright: ignore[reportArgumentType]
     plain = [part for arg in given for part in _spell(arg, defaults)]
-    return tyro.cli(config_type, description=description, args=plain, use_underscores=True, default=base)
+    return tyro.cli(
+        config_type, description=description, args=plain, use_underscores=True, default=base
+    )
 
 
 def _spell(arg: str, defaults: dict[str, Any]) -> list[str]:
@@ -80,9 +95,11 @@ def execute(
     report: Callable[[Outcome], str],
     plot: Callable[[Path], Sequence[Path]],
 ) -> Path:
-    """Run a script's job and write its folder: config, environment, metrics, arrays, summary and figures. Returns it.
+    """Run a script's job and write its folder: config, environment, metrics, arrays, summary and
+    figures. Returns it.
 
-    The config's field `results_dir` says where: the folder is results_dir/NAME/<UTC>-<hash of the config>.
+    The config's field `results_dir` says where: the folder is results_dir/NAME/<UTC>-<hash of the
+    config>.
     """
     folder, started = new_folder(name, config), time.perf_counter()
     write_json(folder / "config.json", dataclasses.asdict(config))
@@ -92,18 +109,25 @@ def execute(
     np.savez_compressed(folder / "arrays.npz", **outcome.arrays)  # pyright: ignore[reportArgumentType]
     for table_name, table in outcome.tables.items():
         table.to_csv(folder / f"{table_name}.csv", index=False)
-        table.to_json(folder / f"{table_name}.json", orient="records", indent=1, double_precision=15)
+        table.to_json(
+            folder / f"{table_name}.json", orient="records", indent=1, double_precision=15
+        )
     summary = report(outcome)
     (folder / "summary.txt").write_text(summary + "\n")
     print(summary)
     figures = plot(folder)
-    write_json(folder / "environment.json", environment() | {"seconds": round(time.perf_counter() - started, 2)})
+    write_json(
+        folder / "environment.json",
+        environment() | {"seconds": round(time.perf_counter() - started, 2)},
+    )
     print(f"{len(figures)} figures and all numbers are in {folder}")
     return folder
 
 
 def new_folder(name: str, config: Any) -> Path:
-    """An empty results_dir/NAME/<UTC>-<config hash>; a second run within the same second gets a suffix."""
+    """An empty results_dir/NAME/<UTC>-<config hash>; a second run within the same second gets a
+    suffix.
+    """
     stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{config_hash(config)}"
     root = Path(config.results_dir) / name
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
@@ -112,13 +136,19 @@ def new_folder(name: str, config: Any) -> Path:
         except FileExistsError:
             continue
         return root / (stem + suffix)
-    raise FileExistsError(f"{root / stem} and 999 like it exist already: give another --results_dir.")
+    raise FileExistsError(
+        f"{root / stem} and 999 like it exist already: give another --results_dir."
+    )
 
 
 def config_hash(config: Any) -> str:
-    """Eight hexadecimal digits of the settings; where results and data lie on this disk is no part of them."""
+    """Eight hexadecimal digits of the settings; where results and data lie on this disk is no part
+    of them.
+    """
     places = ("results_dir", "data_dir")
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in places}
+    settings = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in places
+    }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -157,12 +187,20 @@ def _plain(value: Any) -> Any:
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
     """(config, metrics, arrays) of a results folder: all that `plot` may use."""
     folder = Path(folder)
-    missing = [name for name in ("config.json", "metrics.json", "arrays.npz") if not (folder / name).is_file()]
+    missing = [
+        name
+        for name in ("config.json", "metrics.json", "arrays.npz")
+        if not (folder / name).is_file()
+    ]
     if missing:
-        raise FileNotFoundError(f"{folder} is no finished results folder: it has no {', '.join(missing)}.")
+        raise FileNotFoundError(
+            f"{folder} is no finished results folder: it has no {', '.join(missing)}."
+        )
     with np.load(folder / "arrays.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
-    config, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    config, metrics = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("config", "metrics")
+    )
     return config, metrics, arrays
 
 
@@ -172,9 +210,13 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def progress_bar(total: int, what: str | None, unit: str) -> tqdm:
-    """A progress bar on stderr, silent for `what=None`; where stderr is no terminal, only after two seconds of work."""
+    """A progress bar on stderr, silent for `what=None`; where stderr is no terminal, only after two
+    seconds of work.
+    """
     delay = 0.2 if sys.stderr.isatty() else 2.0
-    return tqdm(total=total, desc=what, unit=unit, delay=delay, mininterval=0.2, disable=what is None)
+    return tqdm(
+        total=total, desc=what, unit=unit, delay=delay, mininterval=0.2, disable=what is None
+    )
 
 
 @dataclasses.dataclass

@@ -11,9 +11,13 @@ from vijax import baselines, rules
 
 
 class Choice(NamedTuple):
-    """A rule for one layer of Bernoulli latents."""
+    """A rule for one layer of Bernoulli latents.
 
-    make: Callable[[vj.Family, jax.Array], vj.Rule]  # (family of the layer, one datum) -> rule
+    Attributes:
+      make: (family of the layer, one datum) -> rule
+    """
+
+    make: Callable[[vj.Family, jax.Array], vj.Rule]
     num_samples: int = 1
 
 
@@ -40,7 +44,9 @@ RULES: Mapping[str, Choice] = {
 
 
 def estimator(model: vj.Model, guide: vj.Guide, choice: Choice, x: jax.Array) -> vj.Estimator:
-    """The ELBO with this rule in every layer; inner layers are followed from every sample of the outer one."""
+    """The ELBO with this rule in every layer; inner layers are followed from every sample of the
+    outer one.
+    """
     family = guide.family_z
     assert family is not None
     per_layer: Any = choice.make(family, x[0])
@@ -52,6 +58,8 @@ def estimator(model: vj.Model, guide: vj.Guide, choice: Choice, x: jax.Array) ->
 
 
 def evaluations(choice: Choice, width: int) -> str:
-    """Log-joint evaluations per datum and step of one layer, as the rule's metadata says it, and the K in it."""
+    """Log-joint evaluations per datum and step of one layer, as the rule's metadata says it, and
+    the K in it.
+    """
     requires = choice.make(vj.families.bernoulli(width), jnp.zeros(1)).requires
     return f"{requires.evaluations}, K = {choice.num_samples}"

@@ -1,4 +1,5 @@
-"""The table of cases. A new family, rule, objective or model is one line in `CASES` and inherits every property test.
+"""The table of cases. A new family, rule, objective or model is one line in `CASES` and inherits
+every property test.
 
 The faults below it are what each property test must catch.
 """
@@ -25,22 +26,38 @@ from vijax.rules import (
 
 
 class Case(NamedTuple):
-    problem: Any  # () -> problems.Problem
+    """Fields.
+
+    Attributes:
+      problem: () -> problems.Problem
+      batch: rows; all of them where the bound has no minibatch form
+      slow: only in the long sweep: its parts are in other lines too
+    """
+
+    problem: Any
     rules: Any
     objective: Any = elbo
     num_samples: Any = 1
-    batch: tuple[int, ...] = problems.ROWS  # rows; all of them where the bound has no minibatch form
-    slow: bool = False  # only in the long sweep: its parts are in other lines too
+    batch: tuple[int, ...] = problems.ROWS
+    slow: bool = False
 
     @property
     def name(self) -> str:
-        count = self.num_samples if isinstance(self.num_samples, int) else "-".join(map(str, self.num_samples.values()))
+        count = (
+            self.num_samples
+            if isinstance(self.num_samples, int)
+            else "-".join(map(str, self.num_samples.values()))
+        )
         return f"{self.problem.__name__}-{_label(self.rules)}-{_label(self.objective)}-{count}"
 
     @property
     def inner_samples(self) -> int:
         """K of the level that has the non-linear objective."""
-        return self.num_samples if isinstance(self.num_samples, int) else max(self.num_samples.values())
+        return (
+            self.num_samples
+            if isinstance(self.num_samples, int)
+            else max(self.num_samples.values())
+        )
 
 
 def _label(thing) -> str:
@@ -57,7 +74,14 @@ ALL = tuple(range(problems.N))
 
 P, DREG, ENUM = pathwise(), doubly_reparameterized(), enumerated()
 PLAIN, LOO, MEAN = score(none()), score(leave_one_out()), score(moving_average(0.9))
-NVIL = score(learned((lambda key: {"w": jax.random.normal(key, ()), "b": jnp.zeros(())}, lambda c, x: c["w"] * x + c["b"])))
+NVIL = score(
+    learned(
+        (
+            lambda key: {"w": jax.random.normal(key, ()), "b": jnp.zeros(())},
+            lambda c, x: c["w"] * x + c["b"],
+        )
+    )
+)
 
 CASES = [
     # One normal latent per datum.
@@ -124,9 +148,16 @@ CASES = [
 
 
 class Built(NamedTuple):
+    """Fields.
+
+    Attributes:
+      params: away from every special point
+      state: with non-zero running means
+    """
+
     estimator: vj.Estimator
-    params: vj.Params  # away from every special point
-    state: Any  # with non-zero running means
+    params: vj.Params
+    state: Any
 
 
 @functools.cache
@@ -139,9 +170,13 @@ def build(case: Case, *, rules=None, num_data: int = problems.N) -> Built:
     problem = cached_problem(case.problem)
     guide = problem.guide._replace(num_data=num_data) if problem.guide.num_data else problem.guide
     estimator = vj.estimator(
-        problem.model, guide, objective=case.objective, rules=case.rules if rules is None else rules,
-        num_samples=case.num_samples, num_data=num_data,
-    )  # fmt: skip
+        problem.model,
+        guide,
+        objective=case.objective,
+        rules=case.rules if rules is None else rules,
+        num_samples=case.num_samples,
+        num_data=num_data,
+    )
     params = problems.generic(jax.eval_shape(estimator.init_params, jax.random.key(0)))
     state = jax.tree.map(lambda leaf: leaf + 0.7, estimator.init(jax.random.key(3), params))
     return Built(estimator, params, state)
@@ -149,12 +184,21 @@ def build(case: Case, *, rules=None, num_data: int = problems.N) -> Built:
 
 def dropped_score() -> vj.Rule:
     """The score rule without its signal: only the direct dependence on q's parameters is left."""
-    return score(Baseline("dropped", lambda objective, log_w, control, state, x: jnp.zeros_like(log_w)))
+    return score(
+        Baseline("dropped", lambda objective, log_w, control, state, x: jnp.zeros_like(log_w))
+    )
 
 
 def batch_mean() -> vj.Rule:
-    """A sample's own value is part of its baseline: the mean gradient is (K - 1) / K of the right one."""
-    return score(Baseline("batch_mean", lambda objective, log_w, control, state, x: (log_w - log_w.mean()) / log_w.shape[0]))
+    """A sample's own value is part of its baseline: the mean gradient is (K - 1) / K of the right
+    one.
+    """
+    return score(
+        Baseline(
+            "batch_mean",
+            lambda objective, log_w, control, state, x: (log_w - log_w.mean()) / log_w.shape[0],
+        )
+    )
 
 
 def swapped_sign() -> vj.Rule:
@@ -164,7 +208,9 @@ def swapped_sign() -> vj.Rule:
 
 
 def dropped_direct() -> vj.Rule:
-    """The commonest bug of multi-sample score estimators: log_w is stopped, so -sum_k R_k dlog q_k is missing."""
+    """The commonest bug of multi-sample score estimators: log_w is stopped, so -sum_k R_k dlog q_k
+    is missing.
+    """
     right = score(leave_one_out())
 
     def surrogate(key, family, lam, integrand, **settings):
@@ -175,12 +221,16 @@ def dropped_direct() -> vj.Rule:
 
 
 def path_for_iwae() -> vj.Rule:
-    """Sticking-the-landing's phi-gradient used for IWAE: biased beyond one sample (Tucker et al. 2019)."""
+    """Sticking-the-landing's phi-gradient used for IWAE: biased beyond one sample (Tucker et al.
+    2019).
+    """
 
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
         drawn = vj.rules.draw(key, family, lam, num_samples)
         log_q = jax.vmap(family.log_prob, (None, 0))(jax.lax.stop_gradient(lam), drawn.z)
-        return objective(vj.rules.evaluate(integrand, drawn._replace(log_q=log_q))[0]), vj.types.Aux((), ())
+        return objective(
+            vj.rules.evaluate(integrand, drawn._replace(log_q=log_q))[0]
+        ), vj.types.Aux((), ())
 
     return rule("path_for_iwae", DREG.requires, surrogate)
 

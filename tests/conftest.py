@@ -1,9 +1,12 @@
-"""Settings that every test shares: four virtual devices, quick compilation, no silent broadcasting, a float64 fixture."""
+"""Settings that every test shares: four virtual devices, quick compilation, no silent broadcasting,
+a float64 fixture.
+"""
 
 import os
 
 # Read when the first device is asked for, hence before jax is imported.
-FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compiling is most of the suite
+# Compiling is most of the suite
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax  # noqa: E402
@@ -13,7 +16,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def enable_x64():
-    """A context manager in which new arrays are float64, under the name that the installed JAX has for it."""
+    """A context manager in which new arrays are float64, under the name that the installed JAX has
+    for it.
+    """
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     from jax.experimental import enable_x64 as experimental_enable_x64

@@ -1,4 +1,6 @@
-"""Exact means of rules for discrete latents: sums over all states, and over all the noise that a rule can draw."""
+"""Exact means of rules for discrete latents: sums over all states, and over all the noise that a
+rule can draw.
+"""
 
 import itertools
 import math
@@ -14,23 +16,43 @@ from vijax.rules import coupled
 
 B3, C4 = families.bernoulli(3), families.categorical(4)
 THETA = np.array([0.7, -1.2, 0.9, 0.4])
-BERNOULLI_LOGITS = np.array([[0.4, -1.1, 2.0], [0.0, 12.0, -12.0], [0.0, 0.0, 0.0]])  # random, edges, ties
-CATEGORICAL_LOGITS = np.array([[0.4, -1.1, 2.0, 0.3], [0.0, 12.0, -12.0, 12.0], [0.0, 0.0, 0.0, 0.0]])
+# Random, edges, ties
+BERNOULLI_LOGITS = np.array([[0.4, -1.1, 2.0], [0.0, 12.0, -12.0], [0.0, 0.0, 0.0]])
+CATEGORICAL_LOGITS = np.array(
+    [[0.4, -1.1, 2.0, 0.3], [0.0, 12.0, -12.0, 12.0], [0.0, 0.0, 0.0, 0.0]]
+)
 ROUNDING = 1e-10
 
 
 def nonlinear(theta, z):
     """A smooth function of real z that is no polynomial, with every interaction."""
     weights = theta[: z.shape[-1]]
-    return jnp.sum(jnp.sin(2.1 * z * weights) + weights * z) + 1.3 * jnp.prod(1.0 + 0.5 * z * weights) + theta[0] * z[-1] * z[0]
+    return (
+        jnp.sum(jnp.sin(2.1 * z * weights) + weights * z)
+        + 1.3 * jnp.prod(1.0 + 0.5 * z * weights)
+        + theta[0] * z[-1] * z[0]
+    )
 
 
 def affine(theta, z):
     return 1.7 + jnp.vdot(theta[: z.shape[-1]], z)
 
 
-def one_draw(rule, family, *, objective=elbo, num_samples=1, f=nonlinear, noise=None, control=None, density=True, **given):
-    """(theta, logits, control, key) -> gradient of the surrogate in all three. `given`: a state, x."""
+def one_draw(
+    rule,
+    family,
+    *,
+    objective=elbo,
+    num_samples=1,
+    f=nonlinear,
+    noise=None,
+    control=None,
+    density=True,
+    **given,
+):
+    """(theta, logits, control, key) -> gradient of the surrogate in all three. `given`: a
+    state, x.
+    """
     fixed = family if noise is None else family._replace(noise=lambda key, count: noise)
 
     def value(theta, logits, control, key):
@@ -38,15 +60,25 @@ def one_draw(rule, family, *, objective=elbo, num_samples=1, f=nonlinear, noise=
             return f(theta, s.z) - (s.log_q if density else 0.0)
 
         return rule.surrogate(
-            key, fixed, {"logits": logits}, integrand, objective=objective, num_samples=num_samples, control=control,
+            key,
+            fixed,
+            {"logits": logits},
+            integrand,
+            objective=objective,
+            num_samples=num_samples,
+            control=control,
             **given,
-        )[0]  # fmt: skip
+        )[0]
 
     return jax.grad(value, argnums=(0, 1, 2))
 
 
-def exact_gradient(family, theta, logits, *, objective=elbo, num_samples=1, f=nonlinear, density=True):
-    """The gradient of E[objective(log_w)] in theta and logits, by summing over all K-tuples of states."""
+def exact_gradient(
+    family, theta, logits, *, objective=elbo, num_samples=1, f=nonlinear, density=True
+):
+    """The gradient of E[objective(log_w)] in theta and logits, by summing over all K-tuples of
+    states.
+    """
 
     def expectation(theta, logits):
         z = family.support()
@@ -68,7 +100,10 @@ def perturbed(rule, size=0.3):
     control = rule.init(jax.random.key(3))
     leaves, tree = jax.tree.flatten(control)
     keys = jax.random.split(jax.random.key(9), max(len(leaves), 1))
-    moved = [leaf + size * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=False)]
+    moved = [
+        leaf + size * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for leaf, k in zip(leaves, keys, strict=False)
+    ]
     return jax.tree.unflatten(tree, moved)
 
 
@@ -78,7 +113,9 @@ def assert_equal(left, right, tolerance=ROUNDING):
 
 
 def states_noise(family, num_samples):
-    """The family's noise that leads to each K-tuple of states [S^K, K, D], and the states' indices [S^K, K]."""
+    """The family's noise that leads to each K-tuple of states [S^K, K, D], and the states' indices
+    [S^K, K].
+    """
     z = np.asarray(family.support())
     index = np.array(list(itertools.product(range(len(z)), repeat=num_samples)))
     noise = 1.0 - z if family.bernoulli_logits is not None else 1e3 * z
@@ -86,7 +123,9 @@ def states_noise(family, num_samples):
 
 
 def enumerated_moments(rule, family, logits, *, num_samples=1, **settings):
-    """Mean and, per element, variance of the gradient over all K-tuples of states, for each row of logits."""
+    """Mean and, per element, variance of the gradient over all K-tuples of states, for each row of
+    logits.
+    """
     noise, index = states_noise(family, num_samples)
     control, key = perturbed(rule), jax.random.key(0)
 
@@ -100,20 +139,27 @@ def enumerated_moments(rule, family, logits, *, num_samples=1, **settings):
 
         draws = jax.vmap(at)(jnp.asarray(noise))
         mean = jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), draws)
-        variance = jax.tree.map(lambda leaf, m: jnp.tensordot(weights, jnp.square(leaf - m[None]), axes=1), draws, mean)
+        variance = jax.tree.map(
+            lambda leaf, m: jnp.tensordot(weights, jnp.square(leaf - m[None]), axes=1), draws, mean
+        )
         return mean, variance
 
     return run(jax.vmap(moments), jnp.asarray(logits))
 
 
 def exact_rows(family, logits, **settings):
-    return run(jax.vmap(lambda row: exact_gradient(family, jnp.asarray(THETA), row, **settings)), jnp.asarray(logits))
+    return run(
+        jax.vmap(lambda row: exact_gradient(family, jnp.asarray(THETA), row, **settings)),
+        jnp.asarray(logits),
+    )
 
 
 def pair_noise(logits, num_groups, nodes):
-    """Every outcome of antithetic uniforms, by Gauss-Legendre `nodes` in each cell where the pair does not change.
+    """Every outcome of antithetic uniforms, by Gauss-Legendre `nodes` in each cell where the pair
+    does not change.
 
-    Returns uniforms [S, K, 2, D] and weights [S]: sums are exact for rules of degree 2 * nodes - 1 in the uniforms.
+    Returns uniforms [S, K, 2, D] and weights [S]: sums are exact for rules of degree 2 * nodes - 1
+    in the uniforms.
     """
     points, weights = np.polynomial.legendre.leggauss(nodes)
     points, weights = (points + 1.0) / 2.0, weights / 2.0
@@ -121,24 +167,38 @@ def pair_noise(logits, num_groups, nodes):
     for p in np.tile(1.0 / (1.0 + np.exp(np.abs(logits))), num_groups):
         edges = np.array([0.0, p, 1.0 - p, 1.0])
         widths = np.diff(edges)
-        columns.append(((edges[:-1, None] + widths[:, None] * points).ravel(), (widths[:, None] * weights).ravel()))
+        columns.append(
+            (
+                (edges[:-1, None] + widths[:, None] * points).ravel(),
+                (widths[:, None] * weights).ravel(),
+            )
+        )
     first, chance = _product(columns)
     first = first.reshape(-1, num_groups, 1, len(logits))
     return np.concatenate([first, 1.0 - first], axis=2), chance
 
 
 def group_noise(logits, size):
-    """Every pattern of rare values in one group of a Dirichlet copula, as uniforms [S, 1, n, D] of 0 and 1, and weights."""
-    patterns = np.array(list(itertools.product((0, 1), repeat=size)))  # [P, n], 1 where the value is the rare one
+    """Every pattern of rare values in one group of a Dirichlet copula, as uniforms [S, 1, n, D] of
+    0 and 1, and weights.
+    """
+    # [P, n], 1 where the value is the rare one
+    patterns = np.array(list(itertools.product((0, 1), repeat=size)))
     columns = []
     for p in 1.0 / (1.0 + np.exp(np.abs(logits))):
         root = p ** (1.0 / (size - 1))
-        # P(j given draws are all rare) = max(j p^(1/(n-1)) - (j - 1), 0)^(n-1); patterns by inclusion and exclusion.
+        # P(j given draws are all rare) = max(j p^(1/(n-1)) - (j - 1), 0)^(n-1); patterns by
+        # inclusion and exclusion.
         joint = [1.0] + [max(j * root - (j - 1), 0.0) ** (size - 1) for j in range(1, size + 1)]
         chance = []
         for pattern in patterns:
             ones, zeros = int(pattern.sum()), int(size - pattern.sum())
-            chance.append(sum((-1) ** extra * math.comb(zeros, extra) * joint[ones + extra] for extra in range(zeros + 1)))
+            chance.append(
+                sum(
+                    (-1) ** extra * math.comb(zeros, extra) * joint[ones + extra]
+                    for extra in range(zeros + 1)
+                )
+            )
         columns.append((np.arange(len(patterns)), np.array(chance)))
     index, chance = _product(columns)
     uniforms = 1.0 - patterns[index.astype(int)]  # [S, D, n]
@@ -164,6 +224,12 @@ def coupled_moments(monkeypatch, rule, logits, noise, *, num_samples=1, **settin
 
 def _product(columns):
     """All combinations of the columns' (values, weights): [S, columns] and [S]."""
-    values = np.stack([grid.ravel() for grid in np.meshgrid(*(column[0] for column in columns), indexing="ij")], axis=1)
-    weights = np.stack([grid.ravel() for grid in np.meshgrid(*(column[1] for column in columns), indexing="ij")], axis=1)
+    values = np.stack(
+        [grid.ravel() for grid in np.meshgrid(*(column[0] for column in columns), indexing="ij")],
+        axis=1,
+    )
+    weights = np.stack(
+        [grid.ravel() for grid in np.meshgrid(*(column[1] for column in columns), indexing="ij")],
+        axis=1,
+    )
     return values, np.prod(weights, axis=1)

@@ -1,4 +1,6 @@
-"""Exact bounds of the tiny problems: sums over finite supports, Gauss-Hermite quadrature over normals, grids elsewhere."""
+"""Exact bounds of the tiny problems: sums over finite supports, Gauss-Hermite quadrature over
+normals, grids elsewhere.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -13,19 +15,29 @@ import vijax as vj
 
 
 class Grid(NamedTuple):
-    """Fixed points on the support, for families whose density, and not their sampler, says where q is."""
+    """Fixed points on the support, for families whose density, and not their sampler, says where q
+    is.
 
-    z: np.ndarray  # [M, D]
-    measure: np.ndarray  # [M] what each point stands for: the density is multiplied by it
+    Attributes:
+      z: [M, D]
+      measure: [M] what each point stands for: the density is multiplied by it
+    """
+
+    z: np.ndarray
+    measure: np.ndarray
 
     def power(self, dim: int) -> "Grid":
         """The product grid of `dim` such coordinates; this one has one."""
-        places = np.stack(np.meshgrid(*[np.arange(len(self.z))] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
+        places = np.stack(
+            np.meshgrid(*[np.arange(len(self.z))] * dim, indexing="ij"), axis=-1
+        ).reshape(-1, dim)
         return Grid(self.z[places, 0], np.prod(self.measure[places], axis=1))
 
 
 def half_line(step: float, low: float = -3.8, high: float = 4.4) -> Grid:
-    """z = exp(s - exp(-s)) with s evenly spaced, double-exponential: right for z^(a - 1) exp(-b z) with a >= 0.3, b near 1."""
+    """z = exp(s - exp(-s)) with s evenly spaced, double-exponential: right for z^(a - 1) exp(-b z)
+    with a >= 0.3, b near 1.
+    """
     s = np.arange(low, high, step)[:, None]
     z = np.exp(s - np.exp(-s))
     return Grid(z, (step * z * (1.0 + np.exp(-s)))[:, 0])
@@ -53,7 +65,9 @@ def real_line(step: float, reach: float) -> Grid:
 
 def circle(num: int) -> Grid:
     """Evenly spaced angles."""
-    return Grid(np.linspace(-np.pi, np.pi, num, endpoint=False)[:, None], np.full(num, 2.0 * np.pi / num))
+    return Grid(
+        np.linspace(-np.pi, np.pi, num, endpoint=False)[:, None], np.full(num, 2.0 * np.pi / num)
+    )
 
 
 def counts(most: int) -> Grid:
@@ -62,19 +76,26 @@ def counts(most: int) -> Grid:
 
 
 def quadrature(family: vj.Family, lam, nodes: int | Grid):
-    """(z leaves [M, ...], weights [M]) such that E_q[f] = sum_m weights_m f(z_m), differentiable in lam.
+    """(z leaves [M, ...], weights [M]) such that E_q[f] = sum_m weights_m f(z_m), differentiable in
+    lam.
 
     Args:
-      nodes: Gauss-Hermite points per dimension, moved to q by its sampler; or a grid, weighted by q's density.
+      nodes: Gauss-Hermite points per dimension, moved to q by its sampler; or a grid, weighted by
+        q's density.
     """
     if family.support is not None:
         z = family.support()
         return z, jnp.exp(jax.vmap(family.log_prob, (None, 0))(lam, z))
     if family.blocks is not None:
-        z, weights = {}, jnp.ones(1)  # the nodes of the blocks so far; each grows a grid of the next block
+        # The nodes of the blocks so far; each grows a grid of the next block
+        z, weights = {}, jnp.ones(1)
         for name, block in family.blocks.items():
-            place = jax.vmap(lambda z, name=name: family.block_lam(name, lam, z), axis_size=len(weights))
-            next_z, next_weights = jax.vmap(lambda part, block=block: quadrature(block, part, nodes))(place(z))
+            place = jax.vmap(
+                lambda z, name=name: family.block_lam(name, lam, z), axis_size=len(weights)
+            )
+            next_z, next_weights = jax.vmap(
+                lambda part, block=block: quadrature(block, part, nodes)
+            )(place(z))
             size = next_weights.shape[1]
             z = jax.tree.map(lambda leaf, size=size: jnp.repeat(leaf, size, axis=0), z)
             z[name] = next_z.reshape(-1, *next_z.shape[2:])
@@ -82,32 +103,44 @@ def quadrature(family: vj.Family, lam, nodes: int | Grid):
         return z, weights
     if isinstance(nodes, Grid):
         z = jnp.asarray(nodes.z, jnp.result_type(float))
-        return z, jnp.asarray(nodes.measure, z.dtype) * jnp.exp(jax.vmap(family.log_prob, (None, 0))(lam, z))
+        return z, jnp.asarray(nodes.measure, z.dtype) * jnp.exp(
+            jax.vmap(family.log_prob, (None, 0))(lam, z)
+        )
     dim = jax.eval_shape(lambda: family.noise(jax.random.key(0), 1)).shape[1]
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     noise = jnp.asarray(list(itertools.product(points, repeat=dim)))
     z, _ = jax.vmap(family.transport, (None, 0))(lam, noise)
-    return z, jnp.asarray(np.prod(list(itertools.product(weights / weights.sum(), repeat=dim)), axis=1))
+    return z, jnp.asarray(
+        np.prod(list(itertools.product(weights / weights.sum(), repeat=dim)), axis=1)
+    )
 
 
 def expectation(objective, num_samples, weights, log_w):
-    """Exact E[objective(log_w of K independent draws)] from the values [M] at quadrature points with weights [M]."""
+    """Exact E[objective(log_w of K independent draws)] from the values [M] at quadrature points
+    with weights [M].
+    """
     if objective is vj.objectives.elbo or num_samples == 1:
         return jnp.vdot(weights, log_w)
     tuples = np.indices((len(weights),) * num_samples).reshape(num_samples, -1).T
     return jnp.vdot(jnp.prod(weights[tuples], axis=1), jax.vmap(objective)(log_w[tuples]))
 
 
-def exact_loss(problem: Problem, objective, num_samples: int) -> Callable[[vj.Params, vj.Batch], jax.Array]:
-    """Minus the exact bound on all N data, estimated from a minibatch by the factor N / B. float64, differentiable.
+def exact_loss(
+    problem: Problem, objective, num_samples: int
+) -> Callable[[vj.Params, vj.Batch], jax.Array]:
+    """Minus the exact bound on all N data, estimated from a minibatch by the factor N / B. float64,
+    differentiable.
 
     Args:
-      objective: of the only level; or {"w": ..., "z": ...} as `vj.estimator` takes it.    num_samples: K of that objective.
+      objective: of the only level; or {"w": ..., "z": ...} as `vj.estimator` takes it.
+      num_samples: K of that objective.
     """
     model, guide, nodes = problem.model, problem.guide, problem.nodes
 
     def local_values(params, w, index, x, nodes=nodes):
-        phi = jax.tree.map(lambda table, leaf: leaf[index] if table else leaf, guide.tables(params.phi), params.phi)
+        phi = jax.tree.map(
+            lambda table, leaf: leaf[index] if table else leaf, guide.tables(params.phi), params.phi
+        )
         lam = guide.locate_z(phi, x)
         z, weights = quadrature(guide.family_z, lam, nodes)
         log_q = jax.vmap(guide.family_z.log_prob, (None, 0))(lam, z)
@@ -130,14 +163,20 @@ def exact_loss(problem: Problem, objective, num_samples: int) -> Callable[[vj.Pa
         return jax.vmap(at)(w), weights
 
     def joint(params, batch, lam):
-        """The same with every datum's z joined to w: [M_w M_z^N] values (a coarser grid), for objectives of joint samples."""
+        """The same with every datum's z joined to w: [M_w M_z^N] values (a coarser grid), for
+        objectives of joint samples.
+        """
         w, weights = quadrature(guide.family_w, lam, nodes)
 
         def at(w):
-            values, probs = jax.vmap(lambda index, x: local_values(params, w, index, x, nodes // 3))(batch.index, batch.x)
+            values, probs = jax.vmap(
+                lambda index, x: local_values(params, w, index, x, nodes // 3)
+            )(batch.index, batch.x)
             grids = np.meshgrid(*[np.arange(values.shape[1])] * N, indexing="ij")
             total = sum(values[i][grid.ravel()] for i, grid in enumerate(grids))
-            prob = jnp.prod(jnp.stack([probs[i][grid.ravel()] for i, grid in enumerate(grids)]), axis=0)
+            prob = jnp.prod(
+                jnp.stack([probs[i][grid.ravel()] for i, grid in enumerate(grids)]), axis=0
+            )
             return model.log_prior(params.theta, w) + total - guide.family_w.log_prob(lam, w), prob
 
         values, probs = jax.vmap(at)(w)
@@ -145,11 +184,19 @@ def exact_loss(problem: Problem, objective, num_samples: int) -> Callable[[vj.Pa
 
     def loss(params, batch):
         if guide.family_w is None:
-            terms = [expectation(objective, num_samples, *reversed(local_values(params, None, batch.index[i], batch.x[i])))
-                     for i in range(len(batch.index))]  # fmt: skip
+            terms = [
+                expectation(
+                    objective,
+                    num_samples,
+                    *reversed(local_values(params, None, batch.index[i], batch.x[i])),
+                )
+                for i in range(len(batch.index))
+            ]
             return -sum(terms) * N / len(batch.index)
         lam = guide.locate_w(params.phi)
-        objectives = objective if isinstance(objective, dict) else {"w": objective, "z": vj.objectives.elbo}
+        objectives = (
+            objective if isinstance(objective, dict) else {"w": objective, "z": vj.objectives.elbo}
+        )
         if guide.family_z is not None and objectives["w"] is not vj.objectives.elbo:
             values, weights = joint(params, batch, lam)
         else:

@@ -1,4 +1,6 @@
-"""The matrix that the metadata generates, as code: which triples are legal, what each draws, what it must equal."""
+"""The matrix that the metadata generates, as code: which triples are legal, what each draws, what
+it must equal.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,8 @@ NUM_LOOPED = 2
 RARE = float(jax.nn.sigmoid(-12.0))
 OBJECTIVES = {"elbo": elbo, "iwae": iwae, "renyi": renyi(0.5)}
 
-# What of the matrix every run covers: these latents for the ELBO, those for any objective, and single triples of others.
+# What of the matrix every run covers: these latents for the ELBO, those for any objective, and
+# single triples of others.
 SHORT = ("bernoulli", "categorical", "normal", "mixed_blocks")
 SHORT_ANY_OBJECTIVE = ("bernoulli", "normal")
 SHORT_RULES = {
@@ -34,7 +37,10 @@ def make_rule(fixture, name):
     """The rule for the whole latent, or for every block of it."""
     if not fixture.per_block:
         return CATALOGUE[name](fixture.family)
-    return rules.as_rule({block: CATALOGUE[name](part) for block, part in fixture.family.blocks.items()}, fixture.family)
+    return rules.as_rule(
+        {block: CATALOGUE[name](part) for block, part in fixture.family.blocks.items()},
+        fixture.family,
+    )
 
 
 def samples_of(fixture, objective):
@@ -51,8 +57,8 @@ def is_long(place, name, label) -> bool:
 
 
 def is_looped(fixture, name, objective) -> bool:
-    """Is the triple compared with a loop? Every rule in every run on its first family, in the long sweep on the others too;
-    for the ELBO, or for its own objective where the ELBO is refused.
+    """Is the triple compared with a loop? Every rule in every run on its first family, in the long
+    sweep on the others too; for the ELBO, or for its own objective where the ELBO is refused.
     """
     if not is_linear(objective) and is_legal(fixture, name, elbo):
         return False
@@ -66,15 +72,23 @@ def triples(objectives):
         for name in CATALOGUE:
             if place == "small_gamma" and name in NOT_FOR_SMALL_SHAPES:
                 continue
-            known = {OBJECTIVE_OF[name].__name__: OBJECTIVE_OF[name]} if name in OBJECTIVE_OF else objectives
+            known = (
+                {OBJECTIVE_OF[name].__name__: OBJECTIVE_OF[name]}
+                if name in OBJECTIVE_OF
+                else objectives
+            )
             for label, objective in known.items():
                 marks = [pytest.mark.slow] if is_long(place, name, label) else []
-                yield pytest.param(fixture, name, objective, id=f"{place}-{name}-{label}", marks=marks)
+                yield pytest.param(
+                    fixture, name, objective, id=f"{place}-{name}-{label}", marks=marks
+                )
 
 
 def is_legal(fixture, name, objective) -> bool:
     try:
-        make_rule(fixture, name).check(fixture.family, objective, samples_of(fixture, objective), fixture.family)
+        make_rule(fixture, name).check(
+            fixture.family, objective, samples_of(fixture, objective), fixture.family
+        )
     except ValueError:
         return False
     return True
@@ -100,15 +114,18 @@ def log_joint(fixture, theta, z):
 def exact_bound(fixture, objective):
     def bound(lam, theta):
         z, weights = quadrature(fixture.family, lam, fixture.nodes)
-        log_w = jax.vmap(lambda z: log_joint(fixture, theta, z) - fixture.family.log_prob(lam, z))(z)
+        log_w = jax.vmap(lambda z: log_joint(fixture, theta, z) - fixture.family.log_prob(lam, z))(
+            z
+        )
         return expectation(objective, NUM_SAMPLES, weights, log_w)
 
     return bound
 
 
 def gradients(fixture, rule, objective, *, loop=False):
-    """Draws [P, S, ...] of the gradient in (lam, theta), those of the first keys again one by one [P, 2, ...] (None without
-    `loop`, which compiles the rule once more), and the exact gradient [P, ...].
+    """Draws [P, S, ...] of the gradient in (lam, theta), those of the first keys again one by one
+    [P, 2, ...] (None without `loop`, which compiles the rule once more), and the exact gradient [P,
+    ...].
     """
     control, state = rule.init(jax.random.key(1)), rule.init_state()
     theta = jnp.asarray(fixture.theta, jnp.result_type(float))
@@ -117,33 +134,48 @@ def gradients(fixture, rule, objective, *, loop=False):
     def one(key, lam):
         def bound(lam, theta):
             return rule.surrogate(
-                key, fixture.family, lam, lambda s: log_joint(fixture, theta, s.z) - s.log_q, objective=objective,
-                num_samples=samples_of(fixture, objective), control=control, state=state, x=jnp.zeros(()),
+                key,
+                fixture.family,
+                lam,
+                lambda s: log_joint(fixture, theta, s.z) - s.log_q,
+                objective=objective,
+                num_samples=samples_of(fixture, objective),
+                control=control,
+                state=state,
+                x=jnp.zeros(()),
                 prior=prior_of(fixture),
-            )[0]  # fmt: skip
+            )[0]
 
         return jax.grad(bound, argnums=(0, 1))(lam, theta)
 
     def everything(lams):
         keys = jax.random.split(jax.random.key(2), NUM_DRAWS)
-        exact = jax.vmap(lambda lam: jax.grad(exact_bound(fixture, objective), argnums=(0, 1))(lam, theta))(lams)
+        exact = jax.vmap(
+            lambda lam: jax.grad(exact_bound(fixture, objective), argnums=(0, 1))(lam, theta)
+        )(lams)
         draws = jax.lax.map(lambda lam: jax.vmap(one, (0, None))(keys, lam), lams)
-        looped = jax.lax.map(lambda lam: jax.lax.map(lambda key: one(key, lam), keys[:NUM_LOOPED]), lams) if loop else None
+        looped = (
+            jax.lax.map(lambda lam: jax.lax.map(lambda key: one(key, lam), keys[:NUM_LOOPED]), lams)
+            if loop
+            else None
+        )
         return draws, looped, exact
 
     return jax.device_get(jax.jit(everything).lower(lams).compile(FAST_COMPILE)(lams))
 
 
 def worst_z(draws, exact, scale):
-    """Largest |mean - exact| in standard errors. Their floor is that of an event which the draws may never have seen:
-    probability sigma(-12), size `scale`.
+    """Largest |mean - exact| in standard errors. Their floor is that of an event which the draws
+    may never have seen: probability sigma(-12), size `scale`.
     """
     worst = 0.0
     for leaf, answer in zip(jax.tree.leaves(draws), jax.tree.leaves(exact), strict=True):
         leaf, answer = np.asarray(leaf, np.float64), np.asarray(answer, np.float64)
         assert np.all(np.isfinite(leaf))
         floor = scale * (RARE / NUM_DRAWS) ** 0.5
-        error = np.abs(leaf.mean(axis=1) - answer) / (leaf.std(axis=1, ddof=1) / NUM_DRAWS**0.5 + floor)
+        error = np.abs(leaf.mean(axis=1) - answer) / (
+            leaf.std(axis=1, ddof=1) / NUM_DRAWS**0.5 + floor
+        )
         worst = max(worst, float(error.max(initial=0.0)))
     return worst
 
@@ -164,4 +196,5 @@ def check_triple(fixture, name, objective):
     if rule.requires.unbiased:
         assert worst_z(draws, exact, 10.0) < 5.0
     elif name not in RELAXED_SAMPLES:
-        assert worst_z(draws[1], exact[1], 10.0) < 5.0  # theta is right even so: the samples are draws of q
+        # Theta is right even so: the samples are draws of q
+        assert worst_z(draws[1], exact[1], 10.0) < 5.0

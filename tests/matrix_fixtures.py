@@ -1,4 +1,6 @@
-"""The latents of the matrix: one family, a few points of its parameters and one integrand each, with exact expectations."""
+"""The latents of the matrix: one family, a few points of its parameters and one integrand each,
+with exact expectations.
+"""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +14,20 @@ from vijax import families
 
 
 class Fixture(NamedTuple):
+    """Fields.
+
+    Attributes:
+      lams: parameter points, leaves [P, ...]: random first
+      f: (theta, z) -> [], defined at relaxed z too
+      per_block: is the rule given to every block, nested, or to the latent as a whole?
+    """
+
     family: vj.Family
-    lams: Any  # parameter points, leaves [P, ...]: random first
+    lams: Any
     theta: np.ndarray
-    f: Any  # (theta, z) -> [], defined at relaxed z too
+    f: Any
     nodes: int | exact.Grid = 0
-    per_block: bool = False  # is the rule given to every block, nested, or to the latent as a whole?
+    per_block: bool = False
 
 
 def multilinear(table, bits):
@@ -30,7 +40,12 @@ def multilinear(table, bits):
 def bernoulli() -> Fixture:
     """Three bits, a random table extended multilinearly; random, all-zero and saturated logits."""
     logits = np.array([[0.4, -0.9, 1.3], [0.0, 0.0, 0.0], [12.0, 0.0, -12.0]])
-    return Fixture(families.bernoulli(3), {"logits": logits}, np.random.default_rng(0).normal(size=(2, 2, 2)), multilinear)
+    return Fixture(
+        families.bernoulli(3),
+        {"logits": logits},
+        np.random.default_rng(0).normal(size=(2, 2, 2)),
+        multilinear,
+    )
 
 
 def categorical() -> Fixture:
@@ -50,7 +65,12 @@ def sites() -> Fixture:
         return z[0] @ theta @ z[1]
 
     logits = np.array([[[0.4, -0.9, 0.0], [1.0, 0.2, -0.5]], [[0.0, 0.0, 0.0], [1.0, 1.0, -1.0]]])
-    return Fixture(families.categorical(3, num_sites=2), {"logits": logits}, np.random.default_rng(1).normal(size=(3, 3)), f)
+    return Fixture(
+        families.categorical(3, num_sites=2),
+        {"logits": logits},
+        np.random.default_rng(1).normal(size=(3, 3)),
+        f,
+    )
 
 
 def curved(theta, z):
@@ -60,7 +80,10 @@ def curved(theta, z):
 
 def normal() -> Fixture:
     """A normal plane."""
-    lams = {"loc": np.array([[0.3, -0.5], [0.0, 0.0]]), "log_scale": np.array([[-0.4, 0.2], [-3.0, 0.0]])}
+    lams = {
+        "loc": np.array([[0.3, -0.5], [0.0, 0.0]]),
+        "log_scale": np.array([[-0.4, 0.2], [-3.0, 0.0]]),
+    }
     return Fixture(families.diag_normal(2), lams, np.array([0.8, -0.6]), curved, 12)
 
 
@@ -82,11 +105,19 @@ def mixed_blocks() -> Fixture:
         "c": {"logits": np.array([[0.4, -0.9], [0.0, 0.0]])},
         "z": {"loc": np.array([[0.3], [0.0]]), "log_scale": np.array([[-0.4], [0.1]])},
     }
-    return Fixture(families.product(c=families.categorical(2), z=families.diag_normal(1)), lams, np.array([0.8, -0.6]), f, 24)
+    return Fixture(
+        families.product(c=families.categorical(2), z=families.diag_normal(1)),
+        lams,
+        np.array([0.8, -0.6]),
+        f,
+        24,
+    )
 
 
 def bernoulli_chain() -> Fixture:
-    """Two layers of two bits, the second's logits affine in the first; random, zero and saturated logits."""
+    """Two layers of two bits, the second's logits affine in the first; random, zero and saturated
+    logits.
+    """
     family = families.chain(
         ("h1", families.bernoulli(2)),
         ("h2", families.bernoulli(2)),
@@ -99,16 +130,24 @@ def bernoulli_chain() -> Fixture:
         "h2": {"weights": weights, "bias": np.array([[0.2, -0.4], [0.0, 0.0], [12.0, -0.5]])},
     }
     theta = np.random.default_rng(2).normal(size=(2, 2, 2, 2))
-    return Fixture(family, lams, theta, lambda theta, z: multilinear(theta, jnp.concatenate([z["h1"], z["h2"]])))
+    return Fixture(
+        family,
+        lams,
+        theta,
+        lambda theta, z: multilinear(theta, jnp.concatenate([z["h1"], z["h2"]])),
+    )
 
 
 def normal_chain() -> Fixture:
     """A normal number, and another whose mean is affine in it."""
     lams = {
         "first": {"loc": np.array([[0.3], [0.0]]), "log_scale": np.array([[-0.4], [0.1]])},
-        "second": {"slope": np.array([[0.7], [0.0]]), "loc": np.array([[-0.2], [0.5]]),
-                   "log_scale": np.array([[-0.2], [-3.0]])},
-    }  # fmt: skip
+        "second": {
+            "slope": np.array([[0.7], [0.0]]),
+            "loc": np.array([[-0.2], [0.5]]),
+            "log_scale": np.array([[-0.2], [-3.0]]),
+        },
+    }
 
     def f(theta, z):
         return curved(theta, jnp.concatenate([z["first"], z["second"]]))
@@ -117,14 +156,23 @@ def normal_chain() -> Fixture:
 
 
 def bounded(theta, z):
-    """Of one positive or real number, neither linear nor quadratic; a second one, if there is one, joins in."""
+    """Of one positive or real number, neither linear nor quadratic; a second one, if there is one,
+    joins in.
+    """
     return theta[0] * jnp.sin(z[0]) + theta[1] * jnp.log1p(jnp.square(z[0]) + z[-1] * z[0])
 
 
 def gamma() -> Fixture:
-    """Two gamma variables; shapes from 2, below which measure-valued pairs have no variance, to 8."""
-    lams = {"log_shape": np.array([[0.9, 1.5], [2.0, 0.7]]), "log_rate": np.array([[0.4, 0.9], [1.2, -0.2]])}
-    return Fixture(families.gamma(2), lams, np.array([0.8, -0.6]), bounded, exact.half_line(0.2).power(2))
+    """Two gamma variables; shapes from 2, below which measure-valued pairs have no variance, to
+    8.
+    """
+    lams = {
+        "log_shape": np.array([[0.9, 1.5], [2.0, 0.7]]),
+        "log_rate": np.array([[0.4, 0.9], [1.2, -0.2]]),
+    }
+    return Fixture(
+        families.gamma(2), lams, np.array([0.8, -0.6]), bounded, exact.half_line(0.2).power(2)
+    )
 
 
 def small_gamma() -> Fixture:
@@ -136,19 +184,25 @@ def small_gamma() -> Fixture:
 def exponential() -> Fixture:
     """Two exponential variables."""
     lams = {"log_rate": np.array([[0.4, -0.3], [1.0, 0.0]])}
-    return Fixture(families.exponential(2), lams, np.array([0.8, -0.6]), bounded, exact.half_line(0.2).power(2))
+    return Fixture(
+        families.exponential(2), lams, np.array([0.8, -0.6]), bounded, exact.half_line(0.2).power(2)
+    )
 
 
 def poisson() -> Fixture:
     """Two counts, one of them nearly always zero at the second point."""
     lams = {"log_rate": np.array([[0.4, -0.3], [-3.0, 1.0]])}
-    return Fixture(families.poisson(2), lams, np.array([0.8, -0.6]), bounded, exact.counts(20).power(2))
+    return Fixture(
+        families.poisson(2), lams, np.array([0.8, -0.6]), bounded, exact.counts(20).power(2)
+    )
 
 
 def beta() -> Fixture:
     """A number in the unit interval; at the second point one shape is 1."""
     lams = {"log_alpha": np.array([[0.6], [0.0]]), "log_beta": np.array([[0.3], [1.5]])}
-    return Fixture(families.beta(1), lams, np.array([0.8, -0.6]), bounded, exact.unit_interval(0.5, 15.0))
+    return Fixture(
+        families.beta(1), lams, np.array([0.8, -0.6]), bounded, exact.unit_interval(0.5, 15.0)
+    )
 
 
 def dirichlet() -> Fixture:
@@ -158,7 +212,9 @@ def dirichlet() -> Fixture:
         return jnp.vdot(theta, z) + jnp.sin(3.0 * z[0] * z[1])
 
     lams = {"log_concentration": np.array([[0.6, 0.2, 0.9], [0.0, 0.0, 0.0]])}
-    return Fixture(families.dirichlet(3), lams, np.array([0.8, -0.6, 0.3]), f, exact.unit_simplex(3, 0.8, 15.0))
+    return Fixture(
+        families.dirichlet(3), lams, np.array([0.8, -0.6, 0.3]), f, exact.unit_simplex(3, 0.8, 15.0)
+    )
 
 
 def student_t() -> Fixture:
@@ -167,8 +223,14 @@ def student_t() -> Fixture:
     def f(theta, z):
         return theta[0] * jnp.sin(z[0]) + theta[1] * jnp.log1p(jnp.square(z[0] - 0.5))
 
-    lams = {"loc": np.array([[0.3], [0.0]]), "log_scale": np.array([[-0.4], [0.2]]), "log_degrees": np.array([[1.6], [1.2]])}
-    return Fixture(families.student_t(1), lams, np.array([0.8, -0.6]), f, exact.real_line(0.25, 9.0))
+    lams = {
+        "loc": np.array([[0.3], [0.0]]),
+        "log_scale": np.array([[-0.4], [0.2]]),
+        "log_degrees": np.array([[1.6], [1.2]]),
+    }
+    return Fixture(
+        families.student_t(1), lams, np.array([0.8, -0.6]), f, exact.real_line(0.25, 9.0)
+    )
 
 
 def von_mises() -> Fixture:
@@ -182,8 +244,25 @@ def von_mises() -> Fixture:
 
 
 MAKERS = (
-    bernoulli, categorical, sites, normal, mixed_blocks, full_normal, bernoulli_chain, normal_chain, gamma, small_gamma,
-    exponential, poisson, beta, dirichlet, student_t, von_mises,
-)  # fmt: skip
+    bernoulli,
+    categorical,
+    sites,
+    normal,
+    mixed_blocks,
+    full_normal,
+    bernoulli_chain,
+    normal_chain,
+    gamma,
+    small_gamma,
+    exponential,
+    poisson,
+    beta,
+    dirichlet,
+    student_t,
+    von_mises,
+)
 FIXTURES = {make.__name__: make() for make in MAKERS}
-FIXTURES |= {f"{name}_per_block": FIXTURES[name]._replace(per_block=True) for name in ("bernoulli_chain", "normal_chain")}
+FIXTURES |= {
+    f"{name}_per_block": FIXTURES[name]._replace(per_block=True)
+    for name in ("bernoulli_chain", "normal_chain")
+}

@@ -1,5 +1,6 @@
-"""Exact answers for multi-sample objectives and rules: every K-tuple of a discrete latent is enumerated, every K-tuple of
-Gaussian noise runs over a quadrature grid, so that comparisons are to rounding in float64. Test files import `precise`.
+"""Exact answers for multi-sample objectives and rules: every K-tuple of a discrete latent is
+enumerated, every K-tuple of Gaussian noise runs over a quadrature grid, so that comparisons are to
+rounding in float64. Test files import `precise`.
 """
 
 import functools
@@ -19,7 +20,12 @@ from vijax.families import bernoulli, categorical, chain, diag_normal
 
 BETAS = (0.0, 0.1, 0.4, 1.0)
 B2, B3, C4 = bernoulli(2), bernoulli(3), categorical(4)
-SCORE, PATHWISE, DOUBLY, WAKE = rules.score(), rules.pathwise(), rules.doubly_reparameterized(), rules.wake()
+SCORE, PATHWISE, DOUBLY, WAKE = (
+    rules.score(),
+    rules.pathwise(),
+    rules.doubly_reparameterized(),
+    rules.wake(),
+)
 GENERALIZED = rules.generalized_doubly_reparameterized()
 STICKING, WAKE_PATHS, MIXED_PATHS = (
     rules.doubly_reparameterized(weights)
@@ -37,13 +43,21 @@ def precise(x64):
 
 
 class Toy(NamedTuple):
-    """One latent with all its noise: `noise` gives every K-tuple, `weigh` its probability (under lam, if discrete)."""
+    """One latent with all its noise: `noise` gives every K-tuple, `weigh` its probability (under
+    lam, if discrete).
+
+    Attributes:
+      log_joint: (theta, z) -> []
+      noise: K -> [T, K, ...]
+      weigh: (lam, noise [T, K, ...]) -> [T]
+      prior: theta -> eta
+    """
 
     family: vj.Family
-    log_joint: Callable  # (theta, z) -> []
-    noise: Callable  # K -> [T, K, ...]
-    weigh: Callable  # (lam, noise [T, K, ...]) -> [T]
-    prior: Callable = lambda theta: None  # theta -> eta
+    log_joint: Callable
+    noise: Callable
+    weigh: Callable
+    prior: Callable = lambda theta: None
     prior_family: Any = None
 
 
@@ -63,7 +77,9 @@ def discrete(family: vj.Family) -> Toy:
         return jnp.vdot(match.astype(theta.dtype), theta)
 
     def noise(num_samples):
-        return jnp.asarray(states[np.array(list(itertools.product(range(len(states)), repeat=num_samples)))])
+        return jnp.asarray(
+            states[np.array(list(itertools.product(range(len(states)), repeat=num_samples)))]
+        )
 
     def weigh(lam, z):
         return jnp.exp(jnp.sum(jax.vmap(jax.vmap(lambda z: family.log_prob(lam, z)))(z), axis=1))
@@ -75,7 +91,9 @@ def hermite(num_nodes: int, dim: int):
     """Nodes [T, dim] and weights [T] for a standard normal."""
     points, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
     grid = np.stack([g.ravel() for g in np.meshgrid(*[points] * dim, indexing="ij")], axis=-1)
-    mass = np.prod(np.stack([g.ravel() for g in np.meshgrid(*[weights] * dim, indexing="ij")]), axis=0)
+    mass = np.prod(
+        np.stack([g.ravel() for g in np.meshgrid(*[weights] * dim, indexing="ij")]), axis=0
+    )
     return grid, mass / (2.0 * math.pi) ** (dim / 2)
 
 
@@ -93,7 +111,9 @@ def line(num_nodes: int) -> Toy:
     def weigh(lam, noise):
         return jnp.asarray(hermite(num_nodes, noise.shape[1])[1])
 
-    return Toy(diag_normal(1), log_joint, noise, weigh, lambda theta: theta["prior"], diag_normal(1))
+    return Toy(
+        diag_normal(1), log_joint, noise, weigh, lambda theta: theta["prior"], diag_normal(1)
+    )
 
 
 def step_down(first: str, then: str) -> vj.Family:
@@ -110,7 +130,9 @@ def step_down(first: str, then: str) -> vj.Family:
 
 @functools.cache
 def two_levels(num_nodes: int = 12) -> Toy:
-    """(H2) q(z1) q(z2 | z1) against p(z2) p(z1 | z2) p(x | z1): both are chains, in opposite order."""
+    """(H2) q(z1) q(z2 | z1) against p(z2) p(z1 | z2) p(x | z1): both are chains, in opposite
+    order.
+    """
     family, prior = step_down("z1", "z2"), step_down("z2", "z1")
 
     def log_joint(theta, z):
@@ -127,7 +149,11 @@ def two_levels(num_nodes: int = 12) -> Toy:
 
 
 def linear(shift, slope, log_scale):
-    return {"shift": jnp.array([shift]), "slope": jnp.array([slope]), "log_scale": jnp.array([log_scale])}
+    return {
+        "shift": jnp.array([shift]),
+        "slope": jnp.array([slope]),
+        "log_scale": jnp.array([log_scale]),
+    }
 
 
 def normal(loc, log_scale):
@@ -140,9 +166,14 @@ def surrogate_of(toy: Toy, rule, objective, num_samples):
     def value(theta, lam, noise, key=None):
         family = toy.family if noise is None else injected(toy, noise)
         return rule.surrogate(
-            jax.random.key(0) if key is None else key, family, lam, lambda s: toy.log_joint(theta, s.z) - s.log_q,
-            objective=objective, num_samples=num_samples, prior=toy.prior(theta),
-        )[0]  # fmt: skip
+            jax.random.key(0) if key is None else key,
+            family,
+            lam,
+            lambda s: toy.log_joint(theta, s.z) - s.log_q,
+            objective=objective,
+            num_samples=num_samples,
+            prior=toy.prior(theta),
+        )[0]
 
     return value
 
@@ -160,7 +191,9 @@ def compiled_gradients(toy: Toy, rule, objective, num_samples):
 
 
 def every_gradient(toy: Toy, rule, objective, num_samples, theta, lam):
-    """Gradients in (theta, lam), leaves [T, ...], at every K-tuple, and the tuples' probabilities [T]."""
+    """Gradients in (theta, lam), leaves [T, ...], at every K-tuple, and the tuples' probabilities
+    [T].
+    """
     return jax.device_get(compiled_gradients(toy, rule, objective, num_samples)(theta, lam))
 
 
@@ -178,7 +211,9 @@ def compiled_expectation(toy: Toy, objective, num_samples):
             z, log_q = toy.family.transport(lam, noise)
             return toy.log_joint(theta, z) - log_q
 
-        return jnp.vdot(toy.weigh(lam, noise), jax.vmap(objective)(jax.vmap(jax.vmap(log_w))(noise)))
+        return jnp.vdot(
+            toy.weigh(lam, noise), jax.vmap(objective)(jax.vmap(jax.vmap(log_w))(noise))
+        )
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
 
@@ -199,7 +234,9 @@ def wake_term(toy, objective, num_samples, theta, lam):
     fixed = jax.lax.stop_gradient(lam)
 
     def one(lam, noise):
-        z, log_q = jax.lax.stop_gradient(jax.vmap(toy.family.transport, in_axes=(None, 0))(fixed, noise))
+        z, log_q = jax.lax.stop_gradient(
+            jax.vmap(toy.family.transport, in_axes=(None, 0))(fixed, noise)
+        )
         weights = jax.grad(objective)(jax.vmap(lambda z: toy.log_joint(theta, z))(z) - log_q)
         return jnp.vdot(weights, jax.vmap(lambda z: toy.family.log_prob(lam, z))(z))
 
@@ -218,7 +255,10 @@ def line_point():
 
 def chain_point():
     prior = {"z2": normal(0.1, 0.2), "z1": linear(0.3, 0.7, -0.2)}
-    return {"prior": prior, "x": jnp.array([0.8])}, {"z1": normal(0.4, -0.4), "z2": linear(-0.1, 0.5, -0.1)}
+    return {"prior": prior, "x": jnp.array([0.8])}, {
+        "z1": normal(0.4, -0.4),
+        "z2": linear(-0.1, 0.5, -0.1),
+    }
 
 
 def bits_points():

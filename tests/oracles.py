@@ -1,7 +1,7 @@
 """Exact answers for the models, by numpy and scipy in float64. Nothing here calls vijax or JAX.
 
-Each takes another road than the library: N x N covariances for its D x D precisions, gains for its Cholesky solves,
-scipy's densities for its own, eigenvalues for its gradients.
+Each takes another road than the library: N x N covariances for its D x D precisions, gains for its
+Cholesky solves, scipy's densities for its own, eigenvalues for its gradients.
 """
 
 import itertools
@@ -28,14 +28,23 @@ def linear_gaussian(x, matrix, offset, noise, prior_loc, prior_covariance):
 
 
 def hierarchical_normal(x, prior_scale, scale, noise_scale):
-    """The joint (w, z_1..z_N) of the one-dimensional random-effects model as `linear_gaussian`'s answer, x [N]."""
+    """The joint (w, z_1..z_N) of the one-dimensional random-effects model as `linear_gaussian`'s
+    answer, x [N].
+    """
     num_data = len(x)
     loads = np.hstack([np.ones((num_data, 1)), np.eye(num_data)])  # z = w + scale e
     prior = np.diag([prior_scale**2] + [scale**2] * num_data)
     change = np.vstack([np.eye(1, num_data + 1), loads])  # (w, e) -> (w, z)
     joint = change @ prior @ change.T
     pick = np.hstack([np.zeros((num_data, 1)), np.eye(num_data)])
-    return linear_gaussian(x, pick, np.zeros(num_data), noise_scale**2 * np.eye(num_data), np.zeros(num_data + 1), joint)
+    return linear_gaussian(
+        x,
+        pick,
+        np.zeros(num_data),
+        noise_scale**2 * np.eye(num_data),
+        np.zeros(num_data + 1),
+        joint,
+    )
 
 
 def kl_normal(loc, covariance, loc2, covariance2):
@@ -52,7 +61,9 @@ def mean_field_variance(covariance):
 
 
 def gauss_hermite(dim, order):
-    """Nodes [M, dim] and weights [M] of Normal(0, I): exact for polynomials of degree 2 order - 1 in each variable."""
+    """Nodes [M, dim] and weights [M] of Normal(0, I): exact for polynomials of degree 2 order - 1
+    in each variable.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     weights = weights / weights.sum()
     grid = np.array(list(itertools.product(nodes, repeat=dim)))
@@ -60,7 +71,9 @@ def gauss_hermite(dim, order):
 
 
 def bound_over_tuples(values, probs, num_samples, bound):
-    """E[bound(values of K independent draws)] over all S^K tuples; `bound` maps [S^K, K] -> [S^K]."""
+    """E[bound(values of K independent draws)] over all S^K tuples; `bound` maps [S^K, K] ->
+    [S^K].
+    """
     tuples = np.array(list(itertools.product(range(len(values)), repeat=num_samples)))
     return float(np.prod(probs[tuples], axis=1) @ bound(values[tuples]))
 
@@ -77,16 +90,22 @@ def mixture_log_evidence(x, theta):
 
 
 def mixture_em_step(x, theta):
-    """The maximum of the expected log joint under the exact responsibilities. Bishop 2006, eq. 9.24-9.26."""
+    """The maximum of the expected log joint under the exact responsibilities. Bishop 2006, eq.
+    9.24-9.26.
+    """
     responsibility = special.softmax(mixture_log_joint(x, **theta), axis=1)
     count = responsibility.sum(axis=0)
     loc = responsibility.T @ x / count[:, None]
-    square = np.einsum("nc,ncp->cp", responsibility, (x[:, None, :] - loc[None]) ** 2) / count[:, None]
+    square = (
+        np.einsum("nc,ncp->cp", responsibility, (x[:, None, :] - loc[None]) ** 2) / count[:, None]
+    )
     return {"logits": np.log(count / len(x)), "loc": loc, "log_scale": 0.5 * np.log(square)}
 
 
 def factor_mixture_log_evidence(x, logits, weights, bias, log_noise):
-    """Log p(x) of a mixture of factor analysers, x [P], by the marginal covariance of each component."""
+    """Log p(x) of a mixture of factor analysers, x [P], by the marginal covariance of each
+    component.
+    """
     noise = np.exp(2.0 * log_noise) * np.eye(len(x))
     parts = [log_normal(x, b, w @ w.T + noise) for w, b in zip(weights, bias, strict=True)]
     return float(special.logsumexp(np.log(special.softmax(logits)) + np.array(parts)))
@@ -95,23 +114,33 @@ def factor_mixture_log_evidence(x, logits, weights, bias, log_noise):
 def pca_maximum(x, latent_dim):
     """The maximum of probabilistic PCA's evidence, x [N, P]. Tipping and Bishop 1999, eq. 7-8.
 
-    Returns the mean [P], the covariance W W^T + s^2 I [P, P], s^2, and the largest log evidence of all data.
+    Returns the mean [P], the covariance W W^T + s^2 I [P, P], s^2, and the largest log evidence of
+    all data.
     """
     mean = x.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
     noise = values[:-latent_dim].mean()
     kept = vectors[:, -latent_dim:]
     covariance = kept @ np.diag(values[-latent_dim:] - noise) @ kept.T + noise * np.eye(x.shape[1])
-    return mean, covariance, noise, float(stats.multivariate_normal(mean, covariance).logpdf(x).sum())
+    return (
+        mean,
+        covariance,
+        noise,
+        float(stats.multivariate_normal(mean, covariance).logpdf(x).sum()),
+    )
 
 
 def logistic_mean_field_bound(features, label, prior_scale, loc, scale):
-    """ELBO of Bayesian logistic regression at q = Normal(loc, diag(scale)^2), by one-dimensional quadrature per datum."""
+    """ELBO of Bayesian logistic regression at q = Normal(loc, diag(scale)^2), by one-dimensional
+    quadrature per datum.
+    """
     nodes, weights = gauss_hermite(1, 40)
     spread = np.sqrt(features**2 @ scale**2)
     logits = (features @ loc)[:, None] + spread[:, None] * nodes[:, 0][None]
     likelihood = (label[:, None] * logits - np.logaddexp(0.0, logits)) @ weights
-    return likelihood.sum() - kl_normal(loc, np.diag(scale**2), np.zeros(len(loc)), prior_scale**2 * np.eye(len(loc)))
+    return likelihood.sum() - kl_normal(
+        loc, np.diag(scale**2), np.zeros(len(loc)), prior_scale**2 * np.eye(len(loc))
+    )
 
 
 def logistic_mean_field_maximum(features, label, prior_scale):
@@ -119,7 +148,9 @@ def logistic_mean_field_maximum(features, label, prior_scale):
     dim = features.shape[1]
 
     def loss(flat):
-        return -logistic_mean_field_bound(features, label, prior_scale, flat[:dim], np.exp(flat[dim:]))
+        return -logistic_mean_field_bound(
+            features, label, prior_scale, flat[:dim], np.exp(flat[dim:])
+        )
 
     found = optimize.minimize(loss, np.zeros(2 * dim), method="BFGS", options={"gtol": 1e-6})
     return found.x[:dim], np.exp(found.x[dim:]), -float(found.fun)
@@ -134,4 +165,6 @@ def eight_schools_log_evidence(effect, standard_error, mean_scale, spread_scale)
         log_prior = stats.halfcauchy.logpdf(spread, scale=spread_scale) + log_spread
         return np.exp(log_normal(effect, np.zeros(8), covariance) + log_prior + 30.0)
 
-    return float(np.log(integrate.quad(at, -20.0, 10.0, epsabs=0.0, epsrel=1e-10, limit=200)[0]) - 30.0)
+    return float(
+        np.log(integrate.quad(at, -20.0, 10.0, epsabs=0.0, epsrel=1e-10, limit=200)[0]) - 30.0
+    )

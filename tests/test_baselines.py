@@ -21,11 +21,21 @@ def signal(baseline, objective, log_w, state=(), control=(), x=None):
 
 
 def test_leave_one_out_is_rloo_and_vimco(x64):
-    """Identities 3 and 14: K/(K-1) times the batch-mean baseline; R minus R with the geometric mean swapped in."""
-    assert_close(signal(leave_one_out(), elbo, LOG_W), (LOG_W - LOG_W.mean()) / 2.0, tolerance=1e-15)
+    """Identities 3 and 14: K/(K-1) times the batch-mean baseline; R minus R with the geometric mean
+    swapped in.
+    """
+    assert_close(
+        signal(leave_one_out(), elbo, LOG_W), (LOG_W - LOG_W.mean()) / 2.0, tolerance=1e-15
+    )
     others = (LOG_W.sum() - LOG_W) / 2.0
-    swapped = [np.log(np.exp(np.where(np.arange(3) == k, others[k], LOG_W)).mean()) for k in range(3)]
-    assert_close(signal(leave_one_out(), iwae, LOG_W), np.log(np.exp(LOG_W).mean()) - swapped, tolerance=1e-14)
+    swapped = [
+        np.log(np.exp(np.where(np.arange(3) == k, others[k], LOG_W)).mean()) for k in range(3)
+    ]
+    assert_close(
+        signal(leave_one_out(), iwae, LOG_W),
+        np.log(np.exp(LOG_W).mean()) - swapped,
+        tolerance=1e-14,
+    )
     assert_close(signal(leave_one_out(), iwae, np.full(3, 1.7)), np.zeros(3), tolerance=1e-15)
 
 
@@ -39,11 +49,15 @@ def test_leave_one_out_ignores_constants_and_the_order(objective, x64):
 
 def test_no_baseline(x64):
     assert_close(signal(none(), elbo, LOG_W), LOG_W / 3.0, tolerance=1e-15)
-    assert_close(signal(none(), iwae, LOG_W), np.full(3, np.log(np.exp(LOG_W).mean())), tolerance=1e-15)
+    assert_close(
+        signal(none(), iwae, LOG_W), np.full(3, np.log(np.exp(LOG_W).mean())), tolerance=1e-15
+    )
 
 
 def expected_gradient(update_first):
-    """Exact mean of the gradient of E[f(b)] in the logit over the draw of one bit, with a running mean of decay 0.9."""
+    """Exact mean of the gradient of E[f(b)] in the logit over the draw of one bit, with a running
+    mean of decay 0.9.
+    """
     baseline, total = moving_average(0.9), 0.0
     state = {"sum": jnp.asarray(0.9 * 2.0), "weight": jnp.asarray(0.9)}
     for bit, prob in ((0, 1.0 - PROB), (1, PROB)):
@@ -53,7 +67,9 @@ def expected_gradient(update_first):
 
 
 def test_moving_average_is_used_then_updated(x64):
-    """Identity 5: the other order scales the mean gradient, here by 1 - (1 - decay) / (new weight)."""
+    """Identity 5: the other order scales the mean gradient, here by 1 - (1 - decay) / (new
+    weight).
+    """
     exact = (VALUES[1] - VALUES[0]) * PROB * (1.0 - PROB)
     assert_close(expected_gradient(update_first=False), exact, tolerance=1e-15)
     assert_close(expected_gradient(update_first=True), exact * (1.0 - 0.1 / 0.91), tolerance=1e-15)
@@ -62,7 +78,9 @@ def test_moving_average_is_used_then_updated(x64):
 
 
 def test_the_rule_uses_the_state_that_it_was_given(x64):
-    """The estimate depends on the incoming mean only, and the outgoing one is its blend with the value."""
+    """The estimate depends on the incoming mean only, and the outgoing one is its blend with the
+    value.
+    """
     estimator, params, state = cases.build(cases.Case(cases.problems.binary, cases.MEAN))
     batch = cases.problems.batch_of(cases.cached_problem(cases.problems.binary))
     estimate = jax.jit(estimator.estimate)
@@ -82,17 +100,22 @@ def test_moving_average_survives_a_bad_value():
 
 @pytest.mark.parametrize("objective", [elbo, iwae])
 def test_learned_baseline_descends_its_squared_error(objective, x64):
-    """Gradient of `control` against finite differences of (c - value)^2, samples fixed; a step along it comes nearer."""
+    """Gradient of `control` against finite differences of (c - value)^2, samples fixed; a step
+    along it comes nearer.
+    """
     family, x, key = vj.families.bernoulli(2), jnp.asarray(1.5), jax.random.key(3)
     rule = vj.rules.score(learned((lambda key: {"w": jnp.ones(())}, lambda c, x: c["w"] * x)))
 
     def bound(control):
         integrand = lambda s: jnp.sum(s.z) ** 2 - s.log_q  # noqa: E731
         lam = {"logits": jnp.array([0.3, -0.2])}
-        return rule.surrogate(key, family, lam, integrand, objective=objective, num_samples=3, control=control, x=x)[0]
+        return rule.surrogate(
+            key, family, lam, integrand, objective=objective, num_samples=3, control=control, x=x
+        )[0]
 
     control = {"w": jnp.asarray(0.7)}
     value, gradient = jax.value_and_grad(lambda c: -bound(c))(control)
-    assert_close(gradient["w"], 2.0 * (0.7 * 1.5 + value) * 1.5, tolerance=1e-13)  # value is minus the bound
+    # Value is minus the bound
+    assert_close(gradient["w"], 2.0 * (0.7 * 1.5 + value) * 1.5, tolerance=1e-13)
     nearer = 0.7 - 0.05 * gradient["w"]
     assert abs(nearer * 1.5 + value) < abs(0.7 * 1.5 + value)

@@ -1,4 +1,6 @@
-"""ELBO <= IWAE_K <= log p(x), increasing in K: exactly over all tuples of assignments, and by sampling."""
+"""ELBO <= IWAE_K <= log p(x), increasing in K: exactly over all tuples of assignments, and by
+sampling.
+"""
 
 import functools
 
@@ -16,14 +18,18 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 def mixture_bounds(bound, *, most=5):
-    """(ELBO, bound_1..bound_most, log p(x)) of the mixture, each expectation over all tuples of assignments."""
+    """(ELBO, bound_1..bound_most, log p(x)) of the mixture, each expectation over all tuples of
+    assignments.
+    """
     exact = gaussian_mixture()
     z = exact.family.support()
     log_q = jax.vmap(exact.family.log_prob, (None, 0))(random_lam(5, exact.family), z)
     log_w = np.asarray(jax.vmap(exact.log_joint)(z) - log_q)
     probs = np.exp(np.asarray(log_q))
     values = [
-        oracles.bound_over_tuples(log_w, probs, k, lambda t: np.asarray(jax.jit(jax.vmap(bound))(t)))
+        oracles.bound_over_tuples(
+            log_w, probs, k, lambda t: np.asarray(jax.jit(jax.vmap(bound))(t))
+        )
         for k in range(1, most + 1)
     ]
     return float(probs @ log_w), values, exact.log_evidence
@@ -52,7 +58,10 @@ def test_order_catches_an_average_of_logs():
 
 
 def test_renyi_bounds_decrease_in_alpha_through_iwae_and_elbo():
-    bounds = [mixture_bounds(objectives.renyi(alpha), most=3)[1][2] for alpha in (-1.0, 0.0, 0.5, 0.999, 1.0, 2.0)]
+    bounds = [
+        mixture_bounds(objectives.renyi(alpha), most=3)[1][2]
+        for alpha in (-1.0, 0.0, 0.5, 0.999, 1.0, 2.0)
+    ]
     assert np.all(np.diff(bounds) < 0.0)
     elbo, values, _ = mixture_bounds(objectives.iwae, most=3)
     assert abs(bounds[1] - values[2]) < 1e-12 and abs(bounds[4] - elbo) < 1e-12
@@ -63,15 +72,22 @@ NUM_DRAWS, MOST = 4000, 16
 
 @functools.cache
 def normal_log_weights(log_q_error=0.0):
-    """[S, 16] log weights of the conjugate normal under a q that is wider than the posterior, and log p(x)."""
+    """[S, 16] log weights of the conjugate normal under a q that is wider than the posterior, and
+    log p(x).
+    """
     exact = conjugate_normal()
-    lam = {"loc": jnp.asarray(exact.posterior["loc"]) + 0.3, "log_scale": jnp.asarray(exact.posterior["log_scale"]) + 0.4}
+    lam = {
+        "loc": jnp.asarray(exact.posterior["loc"]) + 0.3,
+        "log_scale": jnp.asarray(exact.posterior["log_scale"]) + 0.4,
+    }
 
     @jax.jit
     def draws(keys):
         def one(key):
             drawn = vj.rules.draw(key, exact.family, lam, MOST)
-            return vj.rules.evaluate(lambda s: exact.log_joint(s.z) - s.log_q - log_q_error, drawn)[0]
+            return vj.rules.evaluate(lambda s: exact.log_joint(s.z) - s.log_q - log_q_error, drawn)[
+                0
+            ]
 
         return jax.vmap(one)(keys)
 
@@ -85,18 +101,26 @@ def z_score(draws, mean):
 
 def assert_bounds_of_draws(log_w, log_evidence, elbo):
     """The same order by sampling; and exp(IWAE_K) is an unbiased estimate of p(x) for every K."""
-    bounds = {k: np.asarray(jax.jit(jax.vmap(objectives.iwae))(log_w[:, :k])) for k in (1, 2, 4, 8, 16)}
+    bounds = {
+        k: np.asarray(jax.jit(jax.vmap(objectives.iwae))(log_w[:, :k])) for k in (1, 2, 4, 8, 16)
+    }
     assert abs(z_score(bounds[1], elbo)) < 5.0, "one sample is not the ELBO"
     for k, values in bounds.items():
-        assert abs(z_score(np.exp(values - log_evidence), 1.0)) < 5.0, f"exp(IWAE_{k}) is biased for p(x)"
+        assert abs(z_score(np.exp(values - log_evidence), 1.0)) < 5.0, (
+            f"exp(IWAE_{k}) is biased for p(x)"
+        )
         assert z_score(values, log_evidence) < 5.0, f"IWAE_{k} is above log p(x)"
     for less, more in ((1, 2), (2, 4), (4, 8), (8, 16)):
-        assert z_score(bounds[more] - bounds[less], 0.0) > 5.0, f"IWAE_{more} is not above IWAE_{less}"
+        assert z_score(bounds[more] - bounds[less], 0.0) > 5.0, (
+            f"IWAE_{more} is not above IWAE_{less}"
+        )
 
 
 def test_importance_weighted_bounds_are_ordered_by_sampling():
     log_w, exact, lam = normal_log_weights()
-    assert_bounds_of_draws(log_w, exact.log_evidence, float(jax.jit(lambda lam: exact_elbo(exact, lam))(lam)))
+    assert_bounds_of_draws(
+        log_w, exact.log_evidence, float(jax.jit(lambda lam: exact_elbo(exact, lam))(lam))
+    )
 
 
 def test_importance_weighted_bounds_of_twice_the_samples_dominate_draw_by_draw():
@@ -108,7 +132,9 @@ def test_importance_weighted_bounds_of_twice_the_samples_dominate_draw_by_draw()
 def test_sampled_order_catches_a_wrong_density():
     log_w, exact, lam = normal_log_weights(log_q_error=0.05)
     with pytest.raises(AssertionError, match="ELBO|biased"):
-        assert_bounds_of_draws(log_w, exact.log_evidence, float(jax.jit(lambda lam: exact_elbo(exact, lam))(lam)))
+        assert_bounds_of_draws(
+            log_w, exact.log_evidence, float(jax.jit(lambda lam: exact_elbo(exact, lam))(lam))
+        )
 
 
 def test_pathwise_value_is_the_bound_of_its_samples():
@@ -119,7 +145,12 @@ def test_pathwise_value_is_the_bound_of_its_samples():
     @jax.jit
     def bound(key):
         return vj.rules.pathwise().surrogate(
-            key, exact.family, lam, lambda s: exact.log_joint(s.z) - s.log_q, objective=objectives.iwae, num_samples=MOST
+            key,
+            exact.family,
+            lam,
+            lambda s: exact.log_joint(s.z) - s.log_q,
+            objective=objectives.iwae,
+            num_samples=MOST,
         )[0]
 
     value = bound(key)

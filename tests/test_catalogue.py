@@ -1,6 +1,8 @@
-"""The matrix that the metadata generates: every rule on every family with every objective is unbiased, or refused with advice.
+"""The matrix that the metadata generates: every rule on every family with every objective is
+unbiased, or refused with advice.
 
-One compiled program per legal triple draws thousands of gradients at several parameter points, edge points among them.
+One compiled program per legal triple draws thousands of gradients at several parameter points, edge
+points among them.
 """
 
 import pathlib
@@ -31,7 +33,9 @@ from vijax.objectives import elbo, iwae
 from vijax.types import Aux, Requirements
 
 LEGAL = by_legality({"elbo": elbo, "iwae": iwae})
-LEGAL_RENYI = [p for p in by_legality({"renyi": OBJECTIVES["renyi"]})[True] if p.values[1] not in OBJECTIVE_OF]
+LEGAL_RENYI = [
+    p for p in by_legality({"renyi": OBJECTIVES["renyi"]})[True] if p.values[1] not in OBJECTIVE_OF
+]
 
 
 @pytest.mark.parametrize(("fixture", "name", "objective"), LEGAL[True])
@@ -51,14 +55,22 @@ def test_an_illegal_triple_is_refused_with_advice(fixture, name, objective):
     lam = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), fixture.lams)
     with pytest.raises(ValueError, match=r"\. ") as refused:
         rule.surrogate(
-            jax.random.key(0), fixture.family, lam, lambda s: fixture.f(fixture.theta, s.z) - s.log_q, objective=objective,
-            num_samples=samples_of(fixture, objective), prior=lam,
-        )  # fmt: skip
-    assert "rite" in str(refused.value) or "se " in str(refused.value)  # Write ... / Use ... instead
+            jax.random.key(0),
+            fixture.family,
+            lam,
+            lambda s: fixture.f(fixture.theta, s.z) - s.log_q,
+            objective=objective,
+            num_samples=samples_of(fixture, objective),
+            prior=lam,
+        )
+    # Write ... / Use ... instead
+    assert "rite" in str(refused.value) or "se " in str(refused.value)
 
 
 def test_the_matrix_catches_a_missing_term():
-    """Planted: theta scaled by (K - 1) / K, and a dropped direct term, in one triple of the matrix."""
+    """Planted: theta scaled by (K - 1) / K, and a dropped direct term, in one triple of the
+    matrix.
+    """
     fixture = FIXTURES["bernoulli"]
     draws, _, exact = gradients(fixture, CATALOGUE["score()"](fixture.family), iwae)
     wrong = jax.tree.map(lambda g: 0.5 * g, draws)
@@ -67,7 +79,9 @@ def test_the_matrix_catches_a_missing_term():
 
 @jax.custom_batching.custom_vmap
 def leak(gradient):
-    """The identity in a loop; under vmap, as a statistic over the batch would, it depends on the other rows."""
+    """The identity in a loop; under vmap, as a statistic over the batch would, it depends on the
+    other rows.
+    """
     return gradient
 
 
@@ -84,11 +98,19 @@ def test_the_matrix_catches_a_rule_that_vmap_changes(change, caught):
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
         drawn = vj.rules.draw(key, family, jax.lax.stop_gradient(lam), num_samples)
         values, aux = vj.rules.evaluate(integrand, drawn)
-        score = jax.grad(lambda logits: jnp.mean(jax.lax.stop_gradient(values) * jax.vmap(
-            lambda z: family.log_prob({"logits": logits}, z))(drawn.z)))(jax.lax.stop_gradient(lam["logits"]))  # fmt: skip
-        return vj.rules.from_gradient(objective(values), lam["logits"], change(score)), Aux((), vj.rules.mean_aux(aux))
+        score = jax.grad(
+            lambda logits: jnp.mean(
+                jax.lax.stop_gradient(values)
+                * jax.vmap(lambda z: family.log_prob({"logits": logits}, z))(drawn.z)
+            )
+        )(jax.lax.stop_gradient(lam["logits"]))
+        return vj.rules.from_gradient(objective(values), lam["logits"], change(score)), Aux(
+            (), vj.rules.mean_aux(aux)
+        )
 
-    draws, looped, _ = gradients(fixture, vj.rules.rule("planted()", Requirements(), surrogate), elbo, loop=True)
+    draws, looped, _ = gradients(
+        fixture, vj.rules.rule("planted()", Requirements(), surrogate), elbo, loop=True
+    )
     if not caught:
         return assert_same_as_the_loop(draws, looped)
     with pytest.raises(AssertionError, match="differs by"):
@@ -96,29 +118,55 @@ def test_the_matrix_catches_a_rule_that_vmap_changes(change, caught):
 
 
 def test_illegal_is_what_the_field_says():
-    """Legality seen from outside the metadata: discrete blocks have no paths, formulas hold for their own latents."""
+    """Legality seen from outside the metadata: discrete blocks have no paths, formulas hold for
+    their own latents.
+    """
     illegal = {(p.values[0].family.name, p.values[1], p.values[2].__name__) for p in LEGAL[False]}
     for name in ("pathwise()", "doubly_reparameterized()", "lax(critic)", "fitted_score_term()"):
         for place in ("bernoulli", "categorical", "sites", "mixed_blocks"):
             assert (FIXTURES[place].family.name, name, "elbo") in illegal
     for name in ("disarm()", "arms(4)", "rodeo()"):
-        assert ("categorical(4)", name, "elbo") in illegal and ("diag_normal(2)", name, "elbo") in illegal
-    for name in ("muprop()", "rebar()", "enumerated()", "unordered_set()", "measure_valued()", "closed_form_kl(score())"):
-        assert ("bernoulli(3)", name, "iwae") in illegal and ("bernoulli(3)", name, "elbo") not in illegal
+        assert ("categorical(4)", name, "elbo") in illegal and (
+            "diag_normal(2)",
+            name,
+            "elbo",
+        ) in illegal
+    for name in (
+        "muprop()",
+        "rebar()",
+        "enumerated()",
+        "unordered_set()",
+        "measure_valued()",
+        "closed_form_kl(score())",
+    ):
+        assert ("bernoulli(3)", name, "iwae") in illegal and (
+            "bernoulli(3)",
+            name,
+            "elbo",
+        ) not in illegal
     assert ("bernoulli(3)", "wake()", "elbo") in illegal
 
 
 def test_the_closed_form_of_an_inner_block_is_taken_given_the_outer_draw():
-    """At q = prior, with nothing but the prior in the log-joint, the bound is 0 in every draw; another chain is refused."""
+    """At q = prior, with nothing but the prior in the log-joint, the bound is 0 in every draw;
+    another chain is refused.
+    """
     fixture, rule = FIXTURES["normal_chain"], vj.rules.closed_form_kl(vj.rules.pathwise())
     both = vj.rules.as_rule({"first": rule, "second": rule}, fixture.family)
     lam = jax.tree.map(lambda leaf: jnp.asarray(leaf[0], jnp.float32), fixture.lams)
     value, _ = both.surrogate(
-        jax.random.key(0), fixture.family, lam, lambda s: fixture.family.log_prob(lam, s.z) - s.log_q, objective=elbo,
-        num_samples=5, prior=lam,
-    )  # fmt: skip
+        jax.random.key(0),
+        fixture.family,
+        lam,
+        lambda s: fixture.family.log_prob(lam, s.z) - s.log_q,
+        objective=elbo,
+        num_samples=5,
+        prior=lam,
+    )
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
-    with pytest.raises(ValueError, match="another chain than q.* State the prior in q's own family"):
+    with pytest.raises(
+        ValueError, match="another chain than q.* State the prior in q's own family"
+    ):
         both.check(fixture.family, elbo, 5, problems.normal_chain())
 
 
@@ -130,8 +178,21 @@ def test_nested_rules_are_unbiased_if_all_of_them_are():
 
 def test_every_public_rule_is_in_the_catalogue():
     listed = {name.split("(")[0] for name in CATALOGUE}
-    parts = {"by_path", "by_score", "by_substitution", "by_terms", "taylor", "learned_quadratic", "concrete", "to_mean_field",
-             "log_standardized", "marsaglia_tsang", "as_rule", "mixed", "rule"}  # fmt: skip
+    parts = {
+        "by_path",
+        "by_score",
+        "by_substitution",
+        "by_terms",
+        "taylor",
+        "learned_quadratic",
+        "concrete",
+        "to_mean_field",
+        "log_standardized",
+        "marsaglia_tsang",
+        "as_rule",
+        "mixed",
+        "rule",
+    }
     helpers = {"Rules", "draw", "evaluate", "evaluate_at", "from_gradient", "mean_aux"}
     assert set(vj.rules.__all__) - parts - helpers == listed
 
@@ -164,7 +225,9 @@ MEANS = {
         [lam["first"]["loc"], lam["second"]["slope"] * lam["first"]["loc"] + lam["second"]["loc"]]
     ),
     "von_mises": lambda lam: (
-        special.ive(1, np.exp(lam["log_concentration"])) / special.ive(0, np.exp(lam["log_concentration"])) * np.cos(lam["loc"])
+        special.ive(1, np.exp(lam["log_concentration"]))
+        / special.ive(0, np.exp(lam["log_concentration"]))
+        * np.cos(lam["loc"])
     ),
 }
 SEEN = {
@@ -181,4 +244,6 @@ def test_quadrature_gives_the_known_mass_and_mean(place, x64):
         lam = jax.tree.map(lambda leaf, point=point: leaf[point], fixture.lams)
         z, weights = quadrature(fixture.family, lam, fixture.nodes)
         np.testing.assert_allclose(jnp.sum(weights), 1.0, atol=1e-6)
-        np.testing.assert_allclose(weights @ SEEN.get(place, lambda z: z)(z), MEANS[place](lam), atol=1e-6)
+        np.testing.assert_allclose(
+            weights @ SEEN.get(place, lambda z: z)(z), MEANS[place](lam), atol=1e-6
+        )

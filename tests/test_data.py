@@ -1,4 +1,6 @@
-"""Loaders read small files that the tests write, and download from a local server; a damaged file never passes."""
+"""Loaders read small files that the tests write, and download from a local server; a damaged file
+never passes.
+"""
 
 import functools
 import gzip
@@ -50,10 +52,15 @@ def source(published):
         def log_message(self, *args):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(published)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(published))
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(published.iterdir())}
+    md5 = {
+        path.name: hashlib.md5(path.read_bytes()).hexdigest()
+        for path in sorted(published.iterdir())
+    }
     yield Source(f"http://127.0.0.1:{server.server_port}/", md5)
     server.shutdown()
     server.server_close()
@@ -62,8 +69,12 @@ def source(published):
 
 def check_small_mnist(images, arrays):
     assert images.image_shape == (4, 5)
-    np.testing.assert_array_equal(np.round(images.train_x * 255), arrays["train-images-idx3-ubyte.gz"].reshape(6, 20))
-    np.testing.assert_array_equal(np.round(images.test_x * 255), arrays["t10k-images-idx3-ubyte.gz"].reshape(3, 20))
+    np.testing.assert_array_equal(
+        np.round(images.train_x * 255), arrays["train-images-idx3-ubyte.gz"].reshape(6, 20)
+    )
+    np.testing.assert_array_equal(
+        np.round(images.test_x * 255), arrays["t10k-images-idx3-ubyte.gz"].reshape(3, 20)
+    )
     np.testing.assert_array_equal(images.train_label, np.arange(6))
     np.testing.assert_array_equal(images.test_label, np.arange(3))
 
@@ -83,7 +94,8 @@ def test_unzipped_files_are_read(published, arrays, tmp_path):
 def test_missing_files_are_downloaded_once_and_verified(source, arrays, tmp_path):
     check_small_mnist(data.load("mnist", tmp_path, sources={"mnist": source}), arrays)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(source.md5)
-    nowhere = source._replace(url="http://127.0.0.1:9/")  # nothing listens: the second time must not ask
+    # Nothing listens: the second time must not ask
+    nowhere = source._replace(url="http://127.0.0.1:9/")
     check_small_mnist(data.load("mnist", tmp_path, sources={"mnist": nowhere}), arrays)
 
 
@@ -95,11 +107,18 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_kept(source, tmp_path):
 
 
 def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path):
-    offline = Source("http://127.0.0.1:9/", {"train-images-idx3-ubyte.gz": "1" * 32, "t10k-labels-idx1-ubyte.gz": "2" * 32})
+    offline = Source(
+        "http://127.0.0.1:9/",
+        {"train-images-idx3-ubyte.gz": "1" * 32, "t10k-labels-idx1-ubyte.gz": "2" * 32},
+    )
     with pytest.raises(DataUnavailableError) as caught:
         data.load("mnist", tmp_path, sources={"mnist": offline})
     message = str(caught.value)
-    for part in ("http://127.0.0.1:9/train-images-idx3-ubyte.gz   md5 111", str(tmp_path), "--data=mnist --data_dir="):
+    for part in (
+        "http://127.0.0.1:9/train-images-idx3-ubyte.gz   md5 111",
+        str(tmp_path),
+        "--data=mnist --data_dir=",
+    ):
         assert part in message
 
 
@@ -129,7 +148,10 @@ def test_labels_of_another_set_are_refused(published, tmp_path):
 
 
 def test_omniglot_zips_are_read_as_ink(tmp_path):
-    for name, alphabets in (("images_background", ("Greek", "Latin")), ("images_evaluation", ("Tifinagh",))):
+    for name, alphabets in (
+        ("images_background", ("Greek", "Latin")),
+        ("images_evaluation", ("Tifinagh",)),
+    ):
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             for alphabet in alphabets:
                 drawing = np.full((105, 105), True)
@@ -161,7 +183,8 @@ def test_static_binarization_is_one_draw_with_grey_as_probability():
     mean = drawn.mean(axis=0)
     assert mean[0] == 0.0 and mean[2] == 1.0
     assert abs(mean[1] - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 4000)
-    assert abs(data.threshold(grey).mean(axis=0)[1] - 0.25) > 5 * np.sqrt(0.25 * 0.75 / 4000)  # planted: another binarization
+    # Planted: another binarization
+    assert abs(data.threshold(grey).mean(axis=0)[1] - 0.25) > 5 * np.sqrt(0.25 * 0.75 / 4000)
 
 
 def test_an_unknown_name_lists_what_there_is():

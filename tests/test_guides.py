@@ -1,4 +1,6 @@
-"""Guides: every kind of encoder gives the same lam; outputs of the wrong shape and things that are no network are refused."""
+"""Guides: every kind of encoder gives the same lam; outputs of the wrong shape and things that are
+no network are refused.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,9 @@ class Blocks:
 
 
 def nnx_encoder():
-    return nnx.Linear(3, 4, use_bias=False, kernel_init=lambda key, shape, dtype=None: KERNEL, rngs=nnx.Rngs(0))
+    return nnx.Linear(
+        3, 4, use_bias=False, kernel_init=lambda key, shape, dtype=None: KERNEL, rngs=nnx.Rngs(0)
+    )
 
 
 ENCODERS = {
@@ -50,16 +54,31 @@ def test_every_encoder_fills_loc_then_log_scale(name):
     encoder, known = ENCODERS[name]
     guide = guides.amortized(FAMILY, encoder, x=X)
     phi = known(guide.init(jax.random.key(1)))
-    lam, grads = jax.jit(jax.value_and_grad(lambda phi: jnp.sum(guide.locate_z(phi, X)["loc"])))(phi)
-    assert_close(guide.locate_z(phi, X), {"loc": (X @ KERNEL)[:2], "log_scale": (X @ KERNEL)[2:]}, tolerance=1e-6)
-    assert_close(jax.tree.leaves(grads)[0], jnp.outer(X, jnp.array([1.0, 1.0, 0.0, 0.0])), tolerance=1e-6)
-    assert guide.family_z is FAMILY and not any(jax.tree.leaves(guide.tables(phi))) and guide.num_data is None
+    lam, grads = jax.jit(jax.value_and_grad(lambda phi: jnp.sum(guide.locate_z(phi, X)["loc"])))(
+        phi
+    )
+    assert_close(
+        guide.locate_z(phi, X),
+        {"loc": (X @ KERNEL)[:2], "log_scale": (X @ KERNEL)[2:]},
+        tolerance=1e-6,
+    )
+    assert_close(
+        jax.tree.leaves(grads)[0], jnp.outer(X, jnp.array([1.0, 1.0, 0.0, 0.0])), tolerance=1e-6
+    )
+    assert (
+        guide.family_z is FAMILY
+        and not any(jax.tree.leaves(guide.tables(phi)))
+        and guide.num_data is None
+    )
 
 
 @pytest.mark.parametrize("width", [3, 5])
 def test_an_encoder_of_the_wrong_width_is_refused(width):
     guide = guides.amortized(FAMILY, (lambda key: (), lambda params, x: jnp.zeros(width)))
-    with pytest.raises(ValueError, match=rf"shapes \[\({width},\)\].*one vector of 4 numbers. Make the last layer 4 wide"):
+    with pytest.raises(
+        ValueError,
+        match=rf"shapes \[\({width},\)\].*one vector of 4 numbers. Make the last layer 4 wide",
+    ):
         guide.locate_z((), X)
 
 
@@ -70,22 +89,33 @@ def test_a_linen_module_needs_a_datum():
 
 @pytest.mark.parametrize("thing", [3, "encoder", (1, 2), lambda x: x])
 def test_what_is_no_network_is_refused(thing):
-    with pytest.raises(TypeError, match="is not a network: give a flax.linen or flax.nnx module, or a pair"):
+    with pytest.raises(
+        TypeError, match="is not a network: give a flax.linen or flax.nnx module, or a pair"
+    ):
         networks.as_network(thing)
 
 
 def test_table_and_shared():
     table = guides.per_datapoint(FAMILY, 5)
     phi = table.init(jax.random.key(0))
-    assert {leaf.shape for leaf in jax.tree.leaves(phi)} == {(5, 2)} and all(jax.tree.leaves(table.tables(phi)))
+    assert {leaf.shape for leaf in jax.tree.leaves(phi)} == {(5, 2)} and all(
+        jax.tree.leaves(table.tables(phi))
+    )
     assert jnp.unique(phi["loc"][:, 0]).shape == (5,)  # every row has its own start
     shared = guides.shared(FAMILY, init=lambda key: {"loc": jnp.ones(2), "log_scale": jnp.zeros(2)})
-    assert_close(shared.locate_w(shared.init(jax.random.key(0))), {"loc": jnp.ones(2), "log_scale": jnp.zeros(2)}, tolerance=0)
+    assert_close(
+        shared.locate_w(shared.init(jax.random.key(0))),
+        {"loc": jnp.ones(2), "log_scale": jnp.zeros(2)},
+        tolerance=0,
+    )
     with pytest.raises(ValueError, match="no local latent z"):
         shared.locate_z((), X)
     with pytest.raises(ValueError, match="no global latent w"):
         table.locate_w(phi)
     both = guides.hierarchical(w=shared, z=table)
     phi = both.init(jax.random.key(0))
-    assert both.tables(phi) == {"w": {"loc": False, "log_scale": False}, "z": {"loc": True, "log_scale": True}}
+    assert both.tables(phi) == {
+        "w": {"loc": False, "log_scale": False},
+        "z": {"loc": True, "log_scale": True},
+    }
     assert both.num_data == 5 and both.family_w is FAMILY and both.family_z is FAMILY

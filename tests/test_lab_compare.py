@@ -1,4 +1,6 @@
-"""Comparisons: paired intervals that cover, ties that are ties, counted costs; slopes, sources of variance, lam space."""
+"""Comparisons: paired intervals that cover, ties that are ties, counted costs; slopes, sources of
+variance, lam space.
+"""
 
 import re
 
@@ -21,23 +23,36 @@ MEAN, SPREAD = 1.0, 0.5
 
 
 def noisy(scale):
-    """An Estimator made by hand whose gradient is Normal(MEAN, (scale SPREAD)^2) in two elements, from common noise."""
+    """An Estimator made by hand whose gradient is Normal(MEAN, (scale SPREAD)^2) in two elements,
+    from common noise.
+    """
 
     def estimate(key, params, state, batch):
         noise = scale * SPREAD * jax.random.normal(key, (2,))
-        return vj.Estimate(jnp.zeros(()), vj.Params((), {"a": MEAN + noise[0], "b": MEAN + noise[1]}, ()), ()), state
+        return vj.Estimate(
+            jnp.zeros(()), vj.Params((), {"a": MEAN + noise[0], "b": MEAN + noise[1]}, ()), ()
+        ), state
 
     params = vj.Params((), {"a": jnp.zeros(()), "b": jnp.zeros(())}, ())
-    return vj.Estimator(lambda key: params, lambda key, params: (), estimate, estimate, lambda params: params, 1)
+    return vj.Estimator(
+        lambda key: params, lambda key, params: (), estimate, estimate, lambda params: params, 1
+    )
 
 
 def independent(estimator):
     """The same with noise of its own."""
     estimate = estimator.estimate
-    return estimator._replace(estimate=lambda key, *rest: estimate(jax.random.fold_in(key, 7), *rest))
+    return estimator._replace(
+        estimate=lambda key, *rest: estimate(jax.random.fold_in(key, 7), *rest)
+    )
 
 
-HAND = {"one": noisy(1.0), "same": noisy(1.0), "other": independent(noisy(1.0)), "double": noisy(2.0)}
+HAND = {
+    "one": noisy(1.0),
+    "same": noisy(1.0),
+    "other": independent(noisy(1.0)),
+    "double": noisy(2.0),
+}
 BATCH = vj.Batch(jnp.zeros(1), jnp.zeros(1, jnp.int32))
 
 
@@ -45,25 +60,35 @@ BATCH = vj.Batch(jnp.zeros(1), jnp.zeros(1, jnp.int32))
 def comparison():
     params = HAND["one"].init_params(jax.random.key(0))
     exact = lab.Reference(params._replace(phi={"a": jnp.full((), MEAN), "b": jnp.full((), MEAN)}))
-    return lab.compare(jax.random.key(1), HAND, params, BATCH, num_draws=2000, reference=exact, rounds=3)
+    return lab.compare(
+        jax.random.key(1), HAND, params, BATCH, num_draws=2000, reference=exact, rounds=3
+    )
 
 
 def test_shared_noise_cancels_in_ratios_and_ranks(comparison):
     row = {name: i for i, name in enumerate(comparison.estimator)}
     for name, ratio in (("same", 1.0), ("double", 4.0)):  # the same noise: no uncertainty at all
         i = row[name]
-        np.testing.assert_allclose([comparison.ratio_low[i], comparison.ratio[i], comparison.ratio_high[i]], ratio, rtol=1e-4)
+        np.testing.assert_allclose(
+            [comparison.ratio_low[i], comparison.ratio[i], comparison.ratio_high[i]],
+            ratio,
+            rtol=1e-4,
+        )
     other = row["other"]
     assert comparison.ratio_low[other] < 1.0 < comparison.ratio_high[other]
     assert list(comparison.rank) == [1, 1, 1, 4]
-    np.testing.assert_allclose(comparison.variance[0], 2 * SPREAD**2, atol=5 * comparison.variance_error[0])
+    np.testing.assert_allclose(
+        comparison.variance[0], 2 * SPREAD**2, atol=5 * comparison.variance_error[0]
+    )
     np.testing.assert_allclose(comparison.snr[0], MEAN / SPREAD, atol=5 * comparison.snr_error[0])
     assert np.all(comparison.p_value > 1e-6) and np.all(comparison.microseconds > 0.0)
     assert np.all(comparison.efficiency_low <= comparison.efficiency)
 
 
 def test_intervals_of_ratios_cover():
-    """95 % intervals of independent and of paired ratios cover in 90 to 99 % of 200 repeats; unpaired ones are too wide."""
+    """95 % intervals of independent and of paired ratios cover in 90 to 99 % of 200 repeats;
+    unpaired ones are too wide.
+    """
     exact = {"other": 0.0, "quarter": np.log(4.0)}
 
     def partly(scale):  # shares half of its noise
@@ -71,7 +96,9 @@ def test_intervals_of_ratios_cover():
 
         def estimate(key, *rest):
             (a, state), (b, _) = first.estimate(key, *rest), second.estimate(key, *rest)
-            return a._replace(grads=jax.tree.map(lambda x, y: x + y - MEAN, a.grads, b.grads)), state
+            return a._replace(
+                grads=jax.tree.map(lambda x, y: x + y - MEAN, a.grads, b.grads)
+            ), state
 
         return first._replace(estimate=estimate)
 
@@ -81,7 +108,9 @@ def test_intervals_of_ratios_cover():
     def repeat(key):
         return [measure_squares(key, one, params) for one in made.values()]
 
-    squares = np.stack(jax.device_get(jax.jit(jax.vmap(repeat))(jax.random.split(jax.random.key(2), 200))), axis=1)
+    squares = np.stack(
+        jax.device_get(jax.jit(jax.vmap(repeat))(jax.random.split(jax.random.key(2), 200))), axis=1
+    )
     inside = dict.fromkeys(exact, 0)
     unpaired = 0
     for draws in squares.astype(float):  # [E, S]
@@ -89,19 +118,33 @@ def test_intervals_of_ratios_cover():
         log_ratio, error = _log_ratios(variance, draws)
         for i, name in enumerate(exact, start=1):
             inside[name] += abs(log_ratio[i, 0] - exact[name]) <= 1.96 * error[i, 0]
-        alone = np.sqrt(np.sum(np.var(draws[[0, 2]] / variance[[0, 2], None], axis=1, ddof=1)) / draws.shape[1])
+        alone = np.sqrt(
+            np.sum(np.var(draws[[0, 2]] / variance[[0, 2], None], axis=1, ddof=1)) / draws.shape[1]
+        )
         unpaired += abs(log_ratio[2, 0] - exact["quarter"]) <= 1.96 * alone
     assert all(0.90 <= count / 200 <= 0.99 for count in inside.values()), inside
     assert unpaired > inside["quarter"]
 
 
 def measure_squares(key, estimator, params, num_draws=600):
-    result = _measure(key, params, (), BATCH, num_draws, estimator=estimator, shape=(1, num_draws), sharding=None, keep=True)
+    result = _measure(
+        key,
+        params,
+        (),
+        BATCH,
+        num_draws,
+        estimator=estimator,
+        shape=(1, num_draws),
+        sharding=None,
+        keep=True,
+    )
     return result.squares[:, 0]
 
 
 def test_ranks_of_equals_are_ties_except_by_chance():
-    """Six estimators of one variance: a wrong rank anywhere in about 5 % of 300 comparisons; one that differs is found."""
+    """Six estimators of one variance: a wrong rank anywhere in about 5 % of 300 comparisons; one
+    that differs is found.
+    """
     random = np.random.default_rng(0)
     wrong = 0
     for _ in range(300):
@@ -121,9 +164,15 @@ def test_zero_variance_ranks_first_without_warnings():
 def test_an_estimator_that_is_not_finite_ranks_last():
     def broken(key, *rest):
         result, state = HAND["one"].estimate(key, *rest)
-        return result._replace(grads=jax.tree.map(lambda g: jnp.where(g > 0.9, jnp.nan, g), result.grads)), state
+        return result._replace(
+            grads=jax.tree.map(lambda g: jnp.where(g > 0.9, jnp.nan, g), result.grads)
+        ), state
 
-    made = {"one": HAND["one"], "broken": HAND["one"]._replace(estimate=broken), "double": HAND["double"]}
+    made = {
+        "one": HAND["one"],
+        "broken": HAND["one"]._replace(estimate=broken),
+        "double": HAND["double"],
+    }
     params = made["one"].init_params(jax.random.key(0))
     result = lab.compare(jax.random.key(1), made, params, BATCH, num_draws=100, rounds=0)
     assert list(result.rank) == [1, 3, 2] and np.isinf(result.variance[1])
@@ -131,25 +180,43 @@ def test_an_estimator_that_is_not_finite_ranks_last():
 
 @pytest.mark.parametrize("place", ["binary", "normal", "classes"])
 def test_evaluations_are_those_of_the_metadata(place):
-    """Counted in the traced program, for every rule that is legal here, against what the rule says of itself."""
+    """Counted in the traced program, for every rule that is legal here, against what the rule says
+    of itself.
+    """
     problem = getattr(problems, place)()
     batch, family, checked = problems.batch_of(problem, (0, 1, 2)), problem.guide.family_z, 0
     classes = jax.eval_shape(lambda: family.init(jax.random.key(0)))
-    sizes = {"K": 2, "B": 1, "P": sum(leaf.size for leaf in jax.tree.leaves(classes)), "S": family.support_size}
+    sizes = {
+        "K": 2,
+        "B": 1,
+        "P": sum(leaf.size for leaf in jax.tree.leaves(classes)),
+        "S": family.support_size,
+    }
     sizes |= {"D": 3 if place == "binary" else 1, "C": 4 if place == "classes" else 2}
     for name, make in CATALOGUE.items():
         rule = make(family)
         try:
-            made = vj.estimator(problem.model, problem.guide, rules=rule, num_samples=2, num_data=problems.N)
+            made = vj.estimator(
+                problem.model, problem.guide, rules=rule, num_samples=2, num_data=problems.N
+            )
         except ValueError:
             continue
-        # Two differentiate at a second set of traced evaluations, which the compiler merges; one counts its derivatives too.
-        if name.split("(")[0] in ("fitted_score_term", "generalized_doubly_reparameterized", "quadratic_control"):
+        # Two differentiate at a second set of traced evaluations, which the compiler merges; one
+        # counts its derivatives too.
+        if name.split("(")[0] in (
+            "fitted_score_term",
+            "generalized_doubly_reparameterized",
+            "quadratic_control",
+        ):
             continue
         formula = re.sub(r"(?<=[\w)])\s*(?=\()|(?<=[\d)])(?=[A-Z])", "*", rule.requires.evaluations)
         params = jax.eval_shape(made.init_params, jax.random.key(0))
-        count = lab.evaluations(made, params, jax.eval_shape(made.init, jax.random.key(0), params), batch)
-        assert count == problems.N * eval(formula, {}, sizes), f"{name}: {count} against {problems.N} {formula}"
+        count = lab.evaluations(
+            made, params, jax.eval_shape(made.init, jax.random.key(0), params), batch
+        )
+        assert count == problems.N * eval(formula, {}, sizes), (
+            f"{name}: {count} against {problems.N} {formula}"
+        )
         checked += 1
     assert checked >= 12
 
@@ -172,17 +239,22 @@ def test_the_timed_loop_leaves_the_parameters():
 
 
 def test_slopes_of_a_power_law(comparison):
-    """snr = 3 K^-1/2 with errors of 1 %: the interval holds -1/2 in 90 to 99 % of 300 noisy sweeps; a straight line fits."""
+    """snr = 3 K^-1/2 with errors of 1 %: the interval holds -1/2 in 90 to 99 % of 300 noisy sweeps;
+    a straight line fits.
+    """
     random, values = np.random.default_rng(1), np.array([2.0, 8.0, 32.0, 128.0])
     exact = 3.0 * values**-0.5
-    one = jax.tree.map(lambda column: np.repeat(column[:1], 4), comparison)._replace(at=values, snr_error=0.01 * exact)
+    one = jax.tree.map(lambda column: np.repeat(column[:1], 4), comparison)._replace(
+        at=values, snr_error=0.01 * exact
+    )
     inside = 0
     for _ in range(300):
         found = lab.slopes(one._replace(snr=exact * (1.0 + 0.01 * random.normal(size=4))))
         inside += (found.low[0] <= -0.5 <= found.high[0]).item()
     assert 0.90 <= inside / 300 <= 0.99
     bent = lab.slopes(one._replace(snr=exact * (1.0 + 0.1 * np.array([1.0, -1.0, -1.0, 1.0]))))
-    assert bent.misfit[0] > 20.0 and bent.high[0] - bent.low[0] > 0.05  # widened where a line does not fit
+    # Widened where a line does not fit
+    assert bent.misfit[0] > 20.0 and bent.high[0] - bent.low[0] > 0.05
     lost = lab.slopes(one._replace(snr=exact * np.array([1.0, 1.0, 1.0, 0.0])))
     assert lost.points[0] == 3 and np.isfinite(lost.slope[0])
 
@@ -196,10 +268,24 @@ def test_sweep_and_along_say_where_they_were():
     with pytest.raises(ValueError, match="learned or reference also has"):
         lab.along(jax.random.key(1), two, path, BATCH, num_draws=50, reference={3: None})
     with pytest.raises(ValueError, match="learned has"):
-        lab.compare(jax.random.key(1), two, params, BATCH, num_draws=50, learned={"typo": lab.Learned((), ())})
+        lab.compare(
+            jax.random.key(1),
+            two,
+            params,
+            BATCH,
+            num_draws=50,
+            learned={"typo": lab.Learned((), ())},
+        )
     timed = lab.along(jax.random.key(1), two, path, BATCH, num_draws=50, rounds=2)
-    assert np.all(np.isfinite(timed.efficiency_high)) and np.all(timed.microseconds[:2] == timed.microseconds[2:])
-    swept = lab.sweep(jax.random.key(1), (1, 4), lambda k: lab.Point({"scaled": noisy(k)}, params, BATCH), num_draws=500)
+    assert np.all(np.isfinite(timed.efficiency_high)) and np.all(
+        timed.microseconds[:2] == timed.microseconds[2:]
+    )
+    swept = lab.sweep(
+        jax.random.key(1),
+        (1, 4),
+        lambda k: lab.Point({"scaled": noisy(k)}, params, BATCH),
+        num_draws=500,
+    )
     slope = lab.slopes(swept, "variance")
     assert abs(slope.slope[0] - 2.0) < 5.0 * (slope.high[0] - slope.low[0]) / (2.0 * 1.96)
     table = lab.to_dataframe(swept)
@@ -207,15 +293,24 @@ def test_sweep_and_along_say_where_they_were():
 
 
 def test_learned_brings_control_and_state_up():
-    """A running mean finds the mean of the integrand, and the variance with it is lower than without."""
+    """A running mean finds the mean of the integrand, and the variance with it is lower than
+    without.
+    """
     problem = problems.binary()
     batch = problems.batch_of(problem, (0, 1, 2))
-    made = vj.estimator(problem.model, problem.guide, rules=score(vj.baselines.moving_average(0.9)), num_data=problems.N)
+    made = vj.estimator(
+        problem.model,
+        problem.guide,
+        rules=score(vj.baselines.moving_average(0.9)),
+        num_data=problems.N,
+    )
     params = made.init_params(jax.random.key(0))
     params = params._replace(theta=jax.tree.map(lambda leaf: leaf + 20.0, params.theta))
     learned = lab.learn(jax.random.key(1), made, params, batch, num_steps=100)
     by = {"fresh": made, "learned": made}
-    result = lab.compare(jax.random.key(2), by, params, batch, num_draws=500, learned={"learned": learned}, rounds=0)
+    result = lab.compare(
+        jax.random.key(2), by, params, batch, num_draws=500, learned={"learned": learned}, rounds=0
+    )
     phi = result.block == "phi"
     assert result.ratio_high[phi][1] < 0.5 and list(result.rank[phi]) == [2, 1]
     assert np.all(result.ratio[~phi] == 1.0)  # theta does not see the baseline
@@ -223,11 +318,17 @@ def test_learned_brings_control_and_state_up():
 
 @pytest.mark.parametrize("place", ["binary", "classes", "regression", "global_bits"])
 def test_lam_space_obeys_the_chain_rule(place):
-    """phi's gradient is the pull-back of lam's through the guide, draw by draw; theta's and the loss are the same."""
+    """phi's gradient is the pull-back of lam's through the guide, draw by draw; theta's and the
+    loss are the same.
+    """
     problem = getattr(problems, place)()
     both = problem.guide.family_w is not None and problem.guide.family_z is not None
-    rules = {"w": score(vj.baselines.none()), "z": pathwise()} if both else score(vj.baselines.none())
-    made = vj.estimator(problem.model, problem.guide, rules=rules, num_samples=1, num_data=problems.N)
+    rules = (
+        {"w": score(vj.baselines.none()), "z": pathwise()} if both else score(vj.baselines.none())
+    )
+    made = vj.estimator(
+        problem.model, problem.guide, rules=rules, num_samples=1, num_data=problems.N
+    )
     params = made.init_params(jax.random.key(0))
     params = params._replace(phi=problems.generic(params.phi))
     state, batch = made.init(jax.random.key(0), params), problems.batch_of(problem)
@@ -238,7 +339,12 @@ def test_lam_space_obeys_the_chain_rule(place):
         ours = made.estimate(key, params, state, batch)[0]
         theirs = lab.in_lam(made).estimate(key, locate(params, batch), state, batch)[0]
         _, pull = jax.vjp(lambda phi: locate(params._replace(phi=phi), batch).phi, params.phi)
-        return ours.loss, ours.grads, theirs.loss, theirs.grads._replace(phi=pull(theirs.grads.phi)[0])
+        return (
+            ours.loss,
+            ours.grads,
+            theirs.loss,
+            theirs.grads._replace(phi=pull(theirs.grads.phi)[0]),
+        )
 
     loss, grads, lam_loss, lam_grads = run(jax.random.key(3))
     assert_close((loss, grads), (lam_loss, lam_grads), tolerance=1e-5)
@@ -249,32 +355,47 @@ def test_lam_space_obeys_the_chain_rule(place):
 
 
 def test_sources_of_variance_add_up_and_are_those_of_the_closed_form():
-    """Conjugate normal with one datum a step: Var given the datum, and the variance of the exact gradients over the data."""
+    """Conjugate normal with one datum a step: Var given the datum, and the variance of the exact
+    gradients over the data.
+    """
     problem = problems.normal()
     made = vj.estimator(problem.model, problem.guide, rules=pathwise(), num_data=problems.N)
     params = made.init_params(jax.random.key(0))
     params = params._replace(phi=problems.generic(params.phi))
     x = jnp.asarray(problem.x, jnp.float32)
-    found = lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=1, num_batches=4000, num_draws=3)
+    found = lab.variance_sources(
+        jax.random.key(1), made, params, {"z": ()}, x, batch_size=1, num_batches=4000, num_draws=3
+    )
     row = found.block.index("theta/bias")
-    # bias: dlog p(x | z) / dbias = (x - w z - b) / 0.49, times N = 3; z ~ N(m_i, s_i^2), weight w = 1, bias b = 0.
+    # bias: dlog p(x | z) / dbias = (x - w z - b) / 0.49, times N = 3; z ~ N(m_i, s_i^2), weight w =
+    # 1, bias b = 0.
     loc, scale = params.phi["loc"][:, 0], jnp.exp(params.phi["log_scale"][:, 0])
     within = 9.0 * float(jnp.mean(scale**2)) / 0.49**2
     between = 9.0 * float(jnp.var((x - loc) / 0.49))
     assert abs(found.latents[row] - within) < 5.0 * found.latents_error[row]
     assert abs(found.minibatches[row] - between) < 5.0 * found.minibatches_error[row]
-    whole = lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=3, num_batches=200, num_draws=3)
+    whole = lab.variance_sources(
+        jax.random.key(1), made, params, {"z": ()}, x, batch_size=3, num_batches=200, num_draws=3
+    )
     assert abs(whole.minibatches[row]) < 5.0 * whole.minibatches_error[row]
     with pytest.raises(ValueError, match="pass all of its data"):
-        lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x[:2], batch_size=1, num_batches=10)
+        lab.variance_sources(
+            jax.random.key(1), made, params, {"z": ()}, x[:2], batch_size=1, num_batches=10
+        )
     with pytest.raises(ValueError, match="both must be at least 2"):
-        lab.variance_sources(jax.random.key(1), made, params, {"z": ()}, x, batch_size=1, num_batches=10, num_draws=1)
+        lab.variance_sources(
+            jax.random.key(1), made, params, {"z": ()}, x, batch_size=1, num_batches=10, num_draws=1
+        )
 
 
 def test_sticking_the_landing_is_better_only_for_wide_q():
-    """Identity 7: Var_m of the path derivative is below the total one iff s^2 > S^2 / 2; ranks say so at both sides."""
+    """Identity 7: Var_m of the path derivative is below the total one iff s^2 > S^2 / 2; ranks say
+    so at both sides.
+    """
     family = vj.families.diag_normal(1)
-    model = vj.models.latent_model(lambda key: (), lambda theta, z, x: jnp.sum(vj.densities.standard_normal(z)))
+    model = vj.models.latent_model(
+        lambda key: (), lambda theta, z, x: jnp.sum(vj.densities.standard_normal(z))
+    )
     guide = vj.guides.per_datapoint(family, 1)
     made = {
         name: vj.estimator(model, guide, rules=rule, num_data=1)
@@ -288,10 +409,16 @@ def test_sticking_the_landing_is_better_only_for_wide_q():
     for variance, best in ((0.3, "total"), (0.8, "path")):
         phi = {"loc": jnp.full((1, 1), 0.4), "log_scale": jnp.full((1, 1), 0.5 * np.log(variance))}
         moments = {
-            name: measure(jax.random.key(2), one, params._replace(phi=phi), {"z": ()}, BATCH, num_draws=4000)
+            name: measure(
+                jax.random.key(2), one, params._replace(phi=phi), {"z": ()}, BATCH, num_draws=4000
+            )
             for name, one in made.items()
         }
-        exact = {"total": variance, "path": (variance**-0.5 - variance**0.5) ** 2, "entropy": variance}
+        exact = {
+            "total": variance,
+            "path": (variance**-0.5 - variance**0.5) ** 2,
+            "entropy": variance,
+        }
         seen = {name: float(m.variance[0]) for name, m in moments.items()}
         assert min(("total", "path"), key=seen.__getitem__) == best
         for name, value in exact.items():

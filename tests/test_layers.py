@@ -1,4 +1,6 @@
-"""The levels of the package, read from its syntax trees: imports point strictly down, and none hides inside a function."""
+"""The levels of the package, read from its syntax trees: imports point strictly down, and none
+hides inside a function.
+"""
 
 import ast
 import pathlib
@@ -38,8 +40,14 @@ def imports(tree):
             below = (node.module or "").split(".")[1:]
             found += [".".join(below)] if below else [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            found += [alias.name.removeprefix("vijax.") for alias in node.names if alias.name.startswith("vijax")]
-        assert not (isinstance(node, ast.ImportFrom) and node.level), "relative imports hide the level: write vijax.x"
+            found += [
+                alias.name.removeprefix("vijax.")
+                for alias in node.names
+                if alias.name.startswith("vijax")
+            ]
+        assert not (isinstance(node, ast.ImportFrom) and node.level), (
+            "relative imports hide the level: write vijax.x"
+        )
     return found
 
 
@@ -57,7 +65,10 @@ def violations(module, tree):
     for target in imports(tree):
         same_folder = top in FOLDERS and target.split(".")[0] == top
         if not same_folder and level_of(target) >= level_of(module):
-            wrong.append(f"vijax.{module} (level {level_of(module)}) imports vijax.{target} (level {level_of(target)})")
+            wrong.append(
+                f"vijax.{module} (level {level_of(module)}) imports vijax.{target} (level "
+                f"{level_of(target)})"
+            )
         if same_folder and module == f"{top}.base":
             wrong.append(f"vijax.{module} is the base of its folder, but imports vijax.{target}")
     return wrong
@@ -65,8 +76,17 @@ def violations(module, tree):
 
 def hidden_imports(tree):
     """Lines of imports of the package inside functions."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
-    inside = [node for f in functions for node in ast.walk(f) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    functions = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+    ]
+    inside = [
+        node
+        for f in functions
+        for node in ast.walk(f)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     return [node.lineno for node in inside if imports(node)]
 
 
@@ -79,19 +99,32 @@ def test_imports_point_down(path):
 
 
 def test_the_layer_test_catches():
-    up = ast.parse("from vijax.estimators import estimator\nfrom vijax import fit\nfrom vijax.rules.score import score")
-    assert len(violations("rules.pathwise", up)) == 2 and len(violations("families.normal", up)) == 3
+    up = ast.parse(
+        "from vijax.estimators import estimator\nfrom vijax import fit\nfrom vijax.rules.score "
+        "import score"
+    )
+    assert (
+        len(violations("rules.pathwise", up)) == 2 and len(violations("families.normal", up)) == 3
+    )
     assert violations("rules.base", ast.parse("from vijax.rules.mixed import mixed"))
     assert hidden_imports(ast.parse("def f():\n    import vijax")) == [2]
 
 
 def test_folders_have_no_circles():
     """Files of one folder import each other in one direction."""
-    graph = {module_of(p): {t for t in imports(ast.parse(p.read_text())) if t.split(".")[0] == p.parent.name}
-             for p in FILES if p.parent != PACKAGE and p.name != "__init__.py"}  # fmt: skip
+    graph = {
+        module_of(p): {
+            t for t in imports(ast.parse(p.read_text())) if t.split(".")[0] == p.parent.name
+        }
+        for p in FILES
+        if p.parent != PACKAGE and p.name != "__init__.py"
+    }
 
     def reaches(start, goal, seen=frozenset()):
-        return any(n == goal or (n not in seen and reaches(n, goal, seen | {n})) for n in graph.get(start, ()))
+        return any(
+            n == goal or (n not in seen and reaches(n, goal, seen | {n}))
+            for n in graph.get(start, ())
+        )
 
     assert not [module for module in graph if reaches(module, module)]
 
@@ -105,8 +138,16 @@ def test_size(path):
 
 def test_models_and_families_speak_of_one_datum():
     """Nothing below the estimators knows a Batch."""
-    low = [path for path in FILES if module_of(path).split(".")[0] not in BATCHES | {"__init__", "types", "shapes"}]
+    low = [
+        path
+        for path in FILES
+        if module_of(path).split(".")[0] not in BATCHES | {"__init__", "types", "shapes"}
+    ]
     users = [
-        str(p) for p in low if any(isinstance(n, ast.Name) and n.id == "Batch" for n in ast.walk(ast.parse(p.read_text())))
+        str(p)
+        for p in low
+        if any(
+            isinstance(n, ast.Name) and n.id == "Batch" for n in ast.walk(ast.parse(p.read_text()))
+        )
     ]
     assert not users

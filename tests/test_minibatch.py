@@ -1,4 +1,6 @@
-"""Minibatch indices: a bijection for every N, whole epochs, uniformity, the tail, and faults that these checks catch."""
+"""Minibatch indices: a bijection for every N, whole epochs, uniformity, the tail, and faults that
+these checks catch.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,16 @@ SIZES = [1, 2, 3, 7, 16, 17, 100, 257, 1021, 99_991]
 def epoch_of(key, num_data, batch_size, epoch):
     per_epoch = steps_per_epoch(num_data, batch_size)
     steps = epoch * per_epoch + jnp.arange(per_epoch)
-    draw = jax.jit(jax.vmap(lambda step: batch_index(key, step, num_data=num_data, batch_size=batch_size)))
+    draw = jax.jit(
+        jax.vmap(lambda step: batch_index(key, step, num_data=num_data, batch_size=batch_size))
+    )
     return np.asarray(draw(steps))
 
 
 def uniformity_p_value(index, num_data):
-    """Of the chi-square test that every row is equally likely at every position; `index` [draws, positions]."""
+    """Of the chi-square test that every row is equally likely at every position; `index` [draws,
+    positions].
+    """
     worst = 1.0
     for column in np.asarray(index).T:
         worst = min(worst, stats.chisquare(np.bincount(column, minlength=num_data)).pvalue)
@@ -38,9 +44,11 @@ def test_every_epoch_visits_every_datum_in_full_batches(num_data, batch_size):
     for epoch in range(2):
         index = epoch_of(jax.random.key(3), num_data, batch_size, epoch)
         assert index.shape == (steps_per_epoch(num_data, batch_size), batch_size)
-        assert all(len(set(row)) == batch_size for row in index.tolist())  # without replacement within a batch
+        # Without replacement within a batch
+        assert all(len(set(row)) == batch_size for row in index.tolist())
         full = num_data // batch_size
-        assert len(set(index[:full].ravel().tolist())) == full * batch_size  # and within the even part of the epoch
+        # And within the even part of the epoch
+        assert len(set(index[:full].ravel().tolist())) == full * batch_size
         assert set(index.ravel().tolist()) == set(range(num_data))
         orders.append(index)
     if num_data > 4:

@@ -35,11 +35,14 @@ from multisample import precise as precise
 from vijax import baselines, objectives, path_weights, rules
 from vijax.families import diag_normal
 
-# Objectives -----------------------------------------------------------------------------------------------------------------
+# Objectives
+# ------------------------------------------------------------------------------------------
 
 
 def test_bounds_are_ordered():
-    """Identities 1 and 26: log p = ELBO + KL; L_K rises from the ELBO to below log p <= EUBO; CUBO is above log p."""
+    """Identities 1 and 26: log p = ELBO + KL; L_K rises from the ELBO to below log p <= EUBO; CUBO
+    is above log p.
+    """
     toy, (theta, lam) = discrete(B3), bits()
     log_p, log_post = jax.nn.logsumexp(theta), jax.nn.log_softmax(theta)
     log_q = jax.vmap(lambda z: toy.family.log_prob(lam, z))(toy.family.support())
@@ -50,13 +53,20 @@ def test_bounds_are_ordered():
     eubo = jnp.exp(log_post) @ (theta - log_q)
     cubo = 0.5 * jax.nn.logsumexp(log_q + 2.0 * (theta - log_q))
     assert ladder[-1] < log_p < eubo and log_p < cubo
-    np.testing.assert_allclose(expected(toy, objectives.exp_cubo(2.0, reference=log_p), 1, theta, lam),
-                               -0.5 * jnp.exp(2.0 * (cubo - log_p)), rtol=1e-12)  # fmt: skip
-    assert abs(expected(toy, objectives.jackknife(), 3, theta, lam) - log_p) < 0.5 * (log_p - ladder[-1])
+    np.testing.assert_allclose(
+        expected(toy, objectives.exp_cubo(2.0, reference=log_p), 1, theta, lam),
+        -0.5 * jnp.exp(2.0 * (cubo - log_p)),
+        rtol=1e-12,
+    )
+    assert abs(expected(toy, objectives.jackknife(), 3, theta, lam) - log_p) < 0.5 * (
+        log_p - ladder[-1]
+    )
 
 
 def test_thermodynamic_integration():
-    """Identity 25: the integral over b is log p(x); its ends are the ELBO and the EUBO; the left sum is a lower bound."""
+    """Identity 25: the integral over b is log p(x); its ends are the ELBO and the EUBO; the left
+    sum is a lower bound.
+    """
     toy, (theta, lam) = discrete(B3), bits()
     log_q = jax.vmap(lambda z: toy.family.log_prob(lam, z))(toy.family.support())
 
@@ -65,27 +75,38 @@ def test_thermodynamic_integration():
 
     nodes, weights = np.polynomial.legendre.leggauss(20)
     log_p = jax.nn.logsumexp(theta)
-    np.testing.assert_allclose(jax.vmap(at)(jnp.asarray(nodes + 1) / 2) @ weights / 2, log_p, rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.vmap(at)(jnp.asarray(nodes + 1) / 2) @ weights / 2, log_p, rtol=1e-12
+    )
     np.testing.assert_allclose(at(0.0), expected(toy, objectives.elbo, 1, theta, lam), rtol=1e-12)
-    copies = objectives.thermodynamic(BETAS)(theta + math.log(8.0))  # equal q: the eight states are the exact proportions
+    # Equal q: the eight states are the exact proportions
+    copies = objectives.thermodynamic(BETAS)(theta + math.log(8.0))
     assert jnp.mean(theta + math.log(8.0)) < copies < log_p
 
 
 def test_jackknife_is_its_definition():
     log_w = jnp.array([0.3, -2.0, 1.5])
     left_out = np.mean([objectives.iwae(jnp.delete(log_w, k)) for k in range(3)])
-    np.testing.assert_allclose(objectives.jackknife()(log_w), 3 * objectives.iwae(log_w) - 2 * left_out, rtol=1e-13)
+    np.testing.assert_allclose(
+        objectives.jackknife()(log_w), 3 * objectives.iwae(log_w) - 2 * left_out, rtol=1e-13
+    )
     assert objectives.jackknife(objectives.elbo) is objectives.elbo
 
 
 def test_chi_bounds_do_not_see_a_shift_of_the_log_joint():
-    """Row 59: the log-joint lowered by 1000 leaves the gradient as it is; written naively it would underflow to zero."""
+    """Row 59: the log-joint lowered by 1000 leaves the gradient as it is; written naively it would
+    underflow to zero.
+    """
     toy = line(8)._replace(log_joint=lambda theta, z: line(8).log_joint(theta, z) + theta["offset"])
     theta, lam = line_point()
     high, low = theta | {"offset": jnp.array(0.0)}, theta | {"offset": jnp.array(-1000.0)}
     with_reference = [objectives.exp_cubo(reference=r) for r in (-1.0, -1001.0, 0.0)]
     cubo = objectives.cubo()
-    for rule, before, after in ((DOUBLY, cubo, cubo), (SCORE, cubo, cubo), (PATHWISE, *with_reference[:2])):
+    for rule, before, after in (
+        (DOUBLY, cubo, cubo),
+        (SCORE, cubo, cubo),
+        (PATHWISE, *with_reference[:2]),
+    ):
         left = every_gradient(toy, rule, before, 2, high, lam)[0]
         assert_close(every_gradient(toy, rule, after, 2, low, lam)[0], left, tolerance=1e-9)
     naive = every_gradient(toy, PATHWISE, with_reference[2], 2, low, lam)[0]
@@ -93,17 +114,22 @@ def test_chi_bounds_do_not_see_a_shift_of_the_log_joint():
 
 
 def test_the_score_form_of_the_chi_bound():
-    """Identity 26: grad E[w^n] = (1 - n) E[w^n h], which `exp_cubo` follows downwards, with one sample."""
+    """Identity 26: grad E[w^n] = (1 - n) E[w^n h], which `exp_cubo` follows downwards, with one
+    sample.
+    """
     toy, (theta, lam) = discrete(B3), bits()
     states = toy.family.support()
     log_q = jax.vmap(lambda z: toy.family.log_prob(lam, z))(states)
     moment = jnp.exp(log_q + 3.0 * (theta - log_q))
     stated = (1.0 - 3.0) * moment @ (states - jax.nn.sigmoid(lam["logits"])[None])
-    mean = mean_gradient(toy, rules.score(baselines.none()), objectives.exp_cubo(3.0, reference=0.0), 1, theta, lam)
+    mean = mean_gradient(
+        toy, rules.score(baselines.none()), objectives.exp_cubo(3.0, reference=0.0), 1, theta, lam
+    )
     np.testing.assert_allclose(mean[1]["logits"], -stated / 3.0, rtol=1e-11)
 
 
-# Samplewise identities ------------------------------------------------------------------------------------------------------
+# Samplewise identities
+# ------------------------------------------------------------------------------------------
 
 
 def test_one_sample_is_the_elbo():
@@ -112,13 +138,19 @@ def test_one_sample_is_the_elbo():
     total = every_gradient(toy, PATHWISE, objectives.elbo, 1, theta, lam)[0]
     stuck = every_gradient(toy, DOUBLY, objectives.elbo, 1, theta, lam)[0]
     for objective in (objectives.iwae, objectives.renyi(-2.0)):
-        assert_close(every_gradient(toy, PATHWISE, objective, 1, theta, lam)[0], total, tolerance=1e-13)
-    assert_close(every_gradient(toy, DOUBLY, objectives.iwae, 1, theta, lam)[0], stuck, tolerance=1e-13)
+        assert_close(
+            every_gradient(toy, PATHWISE, objective, 1, theta, lam)[0], total, tolerance=1e-13
+        )
+    assert_close(
+        every_gradient(toy, DOUBLY, objectives.iwae, 1, theta, lam)[0], stuck, tolerance=1e-13
+    )
     assert float(path_weights.wake().factor(objectives.iwae, jnp.array([0.4]))[0]) == 0.0
 
 
 def test_the_two_vimco_baselines():
-    """Identity 14: equal at K = 2, different at K = 3, zero for equal weights; leave-one-out on the mean is RLOO."""
+    """Identity 14: equal at K = 2, different at K = 3, zero for equal weights; leave-one-out on the
+    mean is RLOO.
+    """
     log_w = jnp.array([0.3, -2.0, 1.5])
     geometric, arithmetic = (
         jax.jit(lambda log_w, b=b: b.signal(objectives.iwae, log_w, (), (), None))
@@ -126,11 +158,15 @@ def test_the_two_vimco_baselines():
     )
     np.testing.assert_allclose(geometric(log_w[:2]), arithmetic(log_w[:2]), rtol=1e-12)
     assert float(jnp.abs(geometric(log_w) - arithmetic(log_w)).max()) > 0.05
-    np.testing.assert_allclose(arithmetic(log_w), objectives.iwae(log_w) - jax.vmap(objectives.iwae)(objectives.others(log_w)))
+    np.testing.assert_allclose(
+        arithmetic(log_w),
+        objectives.iwae(log_w) - jax.vmap(objectives.iwae)(objectives.others(log_w)),
+    )
     for signal in (geometric, arithmetic):
         np.testing.assert_allclose(signal(jnp.full(4, -3.0)), np.zeros(4), atol=1e-15)
         order = jnp.array([2, 0, 1])
-        np.testing.assert_allclose(signal(log_w[order]), signal(log_w)[order], rtol=1e-12)  # identity 32
+        # Identity 32
+        np.testing.assert_allclose(signal(log_w[order]), signal(log_w)[order], rtol=1e-12)
     leave = baselines.leave_one_out().signal(objectives.elbo, log_w, (), (), None)
     np.testing.assert_allclose(leave, (log_w - log_w.mean()) / 2.0, rtol=1e-12)
 
@@ -140,7 +176,10 @@ def test_hierarchical_sticking_the_landing_has_no_variance_at_the_posterior():
     toy, _ = two_levels(6), None
     theta = {"prior": {"z2": normal(0.0, 0.0), "z1": linear(0.0, 1.0, 0.0)}, "x": jnp.array([0.8])}
     # z1 ~ N(0, 2), x | z1 ~ N(z1, 1): z1 | x ~ N(2x/3, 2/3); z2 | z1 ~ N(z1/2, 1/2).
-    lam = {"z1": normal(1.6 / 3, 0.5 * math.log(2 / 3)), "z2": linear(0.0, 0.5, 0.5 * math.log(0.5))}
+    lam = {
+        "z1": normal(1.6 / 3, 0.5 * math.log(2 / 3)),
+        "z2": linear(0.0, 0.5, 0.5 * math.log(0.5)),
+    }
     stuck = every_gradient(toy, DOUBLY, objectives.elbo, 1, theta, lam)[0][1]
     assert_close(stuck, jax.tree.map(jnp.zeros_like, stuck), tolerance=1e-12)
     total = every_gradient(toy, PATHWISE, objectives.elbo, 1, theta, lam)[0][1]
@@ -152,15 +191,16 @@ def test_the_theta_gradient_does_not_depend_on_the_rule_for_phi():
     toy, (theta, lam) = line(8), line_point()
     chosen = [DOUBLY, WAKE_PATHS, PATHWISE, WAKE, OVIS_ONE]
     grads = [
-        jax.jit(jax.value_and_grad(surrogate_of(toy, rule, objectives.iwae, 3)))(theta, lam, None, jax.random.key(3))
+        jax.jit(jax.value_and_grad(surrogate_of(toy, rule, objectives.iwae, 3)))(
+            theta, lam, None, jax.random.key(3)
+        )
         for rule in chosen
     ]
     for other in grads[1:]:
         assert_close(other, grads[0], tolerance=1e-12)
 
 
-MAPPED = [WAKE, WAKE_PATHS, GENERALIZED,
-          rules.score(baselines.ovis(0.5))]  # fmt: skip
+MAPPED = [WAKE, WAKE_PATHS, GENERALIZED, rules.score(baselines.ovis(0.5))]
 
 
 @pytest.mark.parametrize("rule", MAPPED, ids=lambda rule: rule.name)
@@ -177,13 +217,19 @@ def test_compiled_and_mapped_rules_equal_the_loop(rule):
 
 
 def test_the_mean_of_independent_estimates_has_a_variance_divided_by_their_number():
-    """Identity 32, which a key used twice would break: variances at K = 1 and K = 8, in standard errors of their ratio."""
+    """Identity 32, which a key used twice would break: variances at K = 1 and K = 8, in standard
+    errors of their ratio.
+    """
     toy, (theta, lam) = line(8), line_point()
 
     def draws(num_samples):
         grad = jax.grad(surrogate_of(toy, PATHWISE, objectives.elbo, num_samples), argnums=1)
         keys = jax.random.split(jax.random.key(5), 8000)
-        return np.asarray(jax.jit(jax.vmap(grad, in_axes=(None, None, None, 0)))(theta, lam, None, keys)["loc"][:, 0])
+        return np.asarray(
+            jax.jit(jax.vmap(grad, in_axes=(None, None, None, 0)))(theta, lam, None, keys)["loc"][
+                :, 0
+            ]
+        )
 
     one, eight = draws(1), draws(8)
 
@@ -195,19 +241,24 @@ def test_the_mean_of_independent_estimates_has_a_variance_divided_by_their_numbe
     assert abs(a - b - math.log(8.0)) < 5.0 * math.hypot(error_a, error_b)
 
 
-# Signal-to-noise ------------------------------------------------------------------------------------------------------------
+# Signal-to-noise
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_signal_to_noise_slopes_in_the_number_of_samples():
-    """Identity 12, (G20): in K the ratio falls as K^-1/2 for the pathwise gradient of the encoder's bias and rises as K^1/2
-    for DReG, the wake phase and theta. The pathwise ratio takes DReG's mean: its own is below its standard error.
+    """Identity 12, (G20): in K the ratio falls as K^-1/2 for the pathwise gradient of the encoder's
+    bias and rises as K^1/2 for DReG, the wake phase and theta. The pathwise ratio takes DReG's
+    mean: its own is below its standard error.
     """
     dim, counts, num_draws = 20, np.array([16, 64, 256]), 2000
     keys = jax.random.split(jax.random.key(6), 4)
     x = 1.4 * jax.random.normal(keys[0], (dim,))
     theta = 0.05 * jax.random.normal(keys[1], (dim,))
-    lam = {"loc": 0.5 * x + 0.05 * jax.random.normal(keys[2], (dim,)), "log_scale": jnp.full(dim, 0.5 * math.log(2 / 3))}
+    lam = {
+        "loc": 0.5 * x + 0.05 * jax.random.normal(keys[2], (dim,)),
+        "log_scale": jnp.full(dim, 0.5 * math.log(2 / 3)),
+    }
 
     def log_joint(theta, z):
         return -0.5 * jnp.sum(jnp.square(z - theta)) - 0.5 * jnp.sum(jnp.square(x - z))
@@ -216,7 +267,9 @@ def test_signal_to_noise_slopes_in_the_number_of_samples():
 
     def moments(rule, num_samples):
         grad = jax.grad(surrogate_of(toy, rule, objectives.iwae, num_samples), argnums=(0, 1))
-        draws = jax.jit(lambda keys: jax.lax.map(lambda key: grad(theta, lam, None, key), keys, batch_size=50))
+        draws = jax.jit(
+            lambda keys: jax.lax.map(lambda key: grad(theta, lam, None, key), keys, batch_size=50)
+        )
         g_theta, g_lam = draws(jax.random.split(keys[3], num_draws))
         return [(np.mean(g, axis=0), np.std(g, axis=0)) for g in (g_lam["loc"], g_theta)]
 

@@ -8,7 +8,8 @@ import pytest
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-PROGRAMS = [block for block in BLOCKS if "def problem()" not in block]  # that one is run in test_gradient_variance.py
+# That one is run in test_gradient_variance.py
+PROGRAMS = [block for block in BLOCKS if "def problem()" not in block]
 
 
 @pytest.mark.parametrize("source", PROGRAMS, ids=["estimator_by_hand", "low_level_door"])
@@ -16,7 +17,9 @@ def test_program_runs_as_printed(source):
     names = {}
     exec(compile(source, str(README), "exec"), names)
     if "result" in names:
-        assert jnp.max(jnp.abs(names["result"].params.theta["shift"] - names["x"].mean(axis=0))) < 0.1
+        assert (
+            jnp.max(jnp.abs(names["result"].params.theta["shift"] - names["x"].mean(axis=0))) < 0.1
+        )
         history = names["result"].history
         assert history.loss[-1] < history.loss[0]
     else:
@@ -24,5 +27,10 @@ def test_program_runs_as_printed(source):
 
 
 def test_the_two_commands_stand_on_a_line_each():
-    commands = re.findall(r"^test -d \.venv \|\| python3 -m venv.*$", README.read_text(), flags=re.MULTILINE)
-    assert [("experiments.vae" in c, "pytest" in c) for c in commands] == [(True, False), (False, True)]
+    commands = re.findall(
+        r"^test -d \.venv \|\| python3 -m venv.*$", README.read_text(), flags=re.MULTILINE
+    )
+    assert [("experiments.vae" in c, "pytest" in c) for c in commands] == [
+        (True, False),
+        (False, True),
+    ]

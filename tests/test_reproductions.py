@@ -1,4 +1,6 @@
-"""The reproductions at small size: what they claim holds, their figures come from their numbers, and a fault is noticed."""
+"""The reproductions at small size: what they claim holds, their figures come from their numbers,
+and a fault is noticed.
+"""
 
 import json
 
@@ -44,20 +46,35 @@ def disagreeing(rows):
 def test_what_is_published_is_seen_here(name, tmp_path):
     outcome, module = smoke(name), REPRODUCTIONS[name]
     rows = outcome.metrics["claims"]
-    assert rows and all(set(row) == {"what", "published", "ours", "error", "agrees", "source"} for row in rows)
+    assert rows and all(
+        set(row) == {"what", "published", "ours", "error", "agrees", "source"} for row in rows
+    )
     assert not disagreeing(rows)
     assert all(np.isfinite(row["ours"]) and row["error"] >= 0.0 for row in rows)
     harness.write_json(tmp_path / "metrics.json", outcome.metrics)
     np.savez(tmp_path / "arrays.npz", **outcome.arrays)
     with np.load(tmp_path / "arrays.npz") as stored:  # refuses what is no plain array
-        written = module.plot(json.loads((tmp_path / "metrics.json").read_text()), dict(stored), tmp_path)
+        written = module.plot(
+            json.loads((tmp_path / "metrics.json").read_text()), dict(stored), tmp_path
+        )
     assert written and all(path.stat().st_size > 10_000 for path in written)
 
 
 def test_a_number_agrees_within_five_standard_errors_and_no_further():
-    assert claims.claim("", 1.0, 1.49, 0.1, "")["agrees"] and not claims.claim("", 1.0, 1.51, 0.1, "")["agrees"]
-    assert claims.worst("", np.zeros(3), np.array([1.0, -2.0, 1.5]), np.array([1.0, 1.0, 0.1]), "")["ours"] == 1.5
-    assert claims.below("", "", -0.3, 0.1, "")["agrees"] and not claims.below("", "", -0.1, 0.1, "")["agrees"]
+    assert (
+        claims.claim("", 1.0, 1.49, 0.1, "")["agrees"]
+        and not claims.claim("", 1.0, 1.51, 0.1, "")["agrees"]
+    )
+    assert (
+        claims.worst("", np.zeros(3), np.array([1.0, -2.0, 1.5]), np.array([1.0, 1.0, 0.1]), "")[
+            "ours"
+        ]
+        == 1.5
+    )
+    assert (
+        claims.below("", "", -0.3, 0.1, "")["agrees"]
+        and not claims.below("", "", -0.1, 0.1, "")["agrees"]
+    )
     with pytest.raises(ValueError, match="say agrees="):
         claims.claim("", "in words", 1.0, 0.1, "")
 
@@ -66,7 +83,9 @@ def test_a_closed_form_with_a_wrong_factor_disagrees(monkeypatch):
     right = closed_form_variances.CLOSED["pathwise"]
     wrong = (right[0], lambda d, s: 2.0 * right[1](d, s))
     monkeypatch.setattr(closed_form_variances, "CLOSED", {"pathwise": wrong})
-    monkeypatch.setattr(closed_form_variances, "RULES", {"pathwise": closed_form_variances.RULES["pathwise"]})
+    monkeypatch.setattr(
+        closed_form_variances, "RULES", {"pathwise": closed_form_variances.RULES["pathwise"]}
+    )
     rows = closed_form_variances.run(jax.random.key(0), smoke=True).metrics["claims"]
     assert [row["agrees"] for row in rows] == [True] * 3 + [False] * 3
 
@@ -77,7 +96,9 @@ def test_a_path_derivative_that_keeps_the_score_disagrees():
     total = landing.estimator == "total"
     variance, error = landing.variance.copy(), landing.variance_error.copy()
     variance[~total], error[~total] = variance[total], error[total]
-    rows = sticking_the_landing._landing_claims(landing._replace(variance=variance, variance_error=error))
+    rows = sticking_the_landing._landing_claims(
+        landing._replace(variance=variance, variance_error=error)
+    )
     assert len(disagreeing(rows)) == 3 and all("path" in what for what in disagreeing(rows))
 
 
@@ -85,26 +106,47 @@ def test_discrete_rules_with_a_wrong_mean_or_variance_disagree():
     name, draws = "disarm()", smoke("bernoulli_toys").metrics["num_draws"]
     seen = table(bernoulli_toys.Seen, name, "bernoulli_toys")
     assert draws >= 1000 and not disagreeing(bernoulli_toys._claims(name, seen))
-    gradient = np.asarray([bernoulli_noise.gradient(eta, bernoulli_toys.THREE_BITS) for eta in bernoulli_toys.ETA])
+    gradient = np.asarray(
+        [bernoulli_noise.gradient(eta, bernoulli_toys.THREE_BITS) for eta in bernoulli_toys.ETA]
+    )
     shrunk = seen._replace(bias=seen.bias - 0.5 * gradient)
     assert disagreeing(bernoulli_toys._claims(name, shrunk)) == [f"bias of {name}"]
-    arm = np.asarray([bernoulli_noise.arm(eta, bernoulli_toys.THREE_BITS, integrated=False)[1] for eta in bernoulli_toys.ETA])
-    assert disagreeing(bernoulli_toys._claims(name, seen._replace(exact_variance=arm))) == [f"Var[{name}]"]
+    arm = np.asarray(
+        [
+            bernoulli_noise.arm(eta, bernoulli_toys.THREE_BITS, integrated=False)[1]
+            for eta in bernoulli_toys.ETA
+        ]
+    )
+    assert disagreeing(bernoulli_toys._claims(name, seen._replace(exact_variance=arm))) == [
+        f"Var[{name}]"
+    ]
 
 
 def test_coupled_draws_of_size_two_are_a_pair():
-    """Two enumerations of one estimator, written from two papers; and both have the gradient as their mean."""
+    """Two enumerations of one estimator, written from two papers; and both have the gradient as
+    their mean.
+    """
     for eta in (-1.3, 0.0, 0.7):
         pair = bernoulli_noise.arm(eta, bernoulli_toys.THREE_BITS, integrated=True)
-        np.testing.assert_allclose(bernoulli_noise.arms(eta, bernoulli_toys.THREE_BITS, 2), pair, rtol=1e-9)
-        np.testing.assert_allclose(pair[0], bernoulli_noise.gradient(eta, bernoulli_toys.THREE_BITS), rtol=1e-9)
+        np.testing.assert_allclose(
+            bernoulli_noise.arms(eta, bernoulli_toys.THREE_BITS, 2), pair, rtol=1e-9
+        )
+        np.testing.assert_allclose(
+            pair[0], bernoulli_noise.gradient(eta, bernoulli_toys.THREE_BITS), rtol=1e-9
+        )
 
 
 def test_swapped_estimators_disagree():
     """Orderings and slopes are not true of anything."""
     found = table(lab.Slopes, "slopes", "snr_against_k")
-    assert len(disagreeing(snr_against_k._claims(found._replace(estimator=found.estimator[::-1])))) >= 2
-    for module, pair in ((logistic_along_training, ("pathwise", "score")), (sbn_along_training, ("rloo", "double_cv"))):
+    assert (
+        len(disagreeing(snr_against_k._claims(found._replace(estimator=found.estimator[::-1]))))
+        >= 2
+    )
+    for module, pair in (
+        (logistic_along_training, ("pathwise", "score")),
+        (sbn_along_training, ("rloo", "double_cv")),
+    ):
         name = module.__name__.split(".")[-1]
         compared = table(lab.Comparison, "along", name)
         other = dict(zip(pair, pair[::-1], strict=True))

@@ -1,7 +1,9 @@
-"""The rules for Bernoulli latents (and their categorical forms) against enumeration of z and of their own discrete noise.
+"""The rules for Bernoulli latents (and their categorical forms) against enumeration of z and of
+their own discrete noise.
 
-Where the noise is discrete it is enumerated: the mean over it equals the exact gradient to rounding, at edge parameters
-too. Learned controls and relaxations are in test_rules_learned_control.py.
+Where the noise is discrete it is enumerated: the mean over it equals the exact gradient to
+rounding, at edge parameters too. Learned controls and relaxations are in
+test_rules_learned_control.py.
 """
 
 import importlib
@@ -57,7 +59,9 @@ ENUMERABLE = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "num_samples", "objective"), ENUMERABLE, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    ("rule", "num_samples", "objective"), ENUMERABLE, ids=lambda value: getattr(value, "name", None)
+)
 @pytest.mark.parametrize("family", [B3, C4], ids=lambda family: family.name)
 def test_mean_over_all_draws_is_the_exact_gradient(x64, family, rule, num_samples, objective):
     logits = BERNOULLI_LOGITS if family is B3 else CATEGORICAL_LOGITS
@@ -72,7 +76,9 @@ def test_mean_over_all_draws_is_the_exact_gradient(x64, family, rule, num_sample
 
 def test_enumeration_catches_a_forgotten_closed_form_term(x64, monkeypatch):
     module = importlib.import_module("vijax.rules.double_control_variates")
-    monkeypatch.setattr(module, "site_mean", lambda family, eta: jax.lax.stop_gradient(jax.nn.sigmoid(eta)))
+    monkeypatch.setattr(
+        module, "site_mean", lambda family, eta: jax.lax.stop_gradient(jax.nn.sigmoid(eta))
+    )
     mean, _ = enumerated_moments(double_control_variates(), B3, BERNOULLI_LOGITS, num_samples=2)
     with pytest.raises(AssertionError):
         assert_equal(mean, exact_rows(B3, BERNOULLI_LOGITS))
@@ -99,7 +105,11 @@ def logit_draws(rule, family, logits, *, num_draws=32, **settings):
     """[num_draws, D] gradients in the logits, with the same keys for every rule."""
     control = settings.pop("control", None)
     control = perturbed(rule) if control is None else control
-    keys, theta, logits = jax.random.split(jax.random.key(7), num_draws), jnp.asarray(THETA), jnp.asarray(logits)
+    keys, theta, logits = (
+        jax.random.split(jax.random.key(7), num_draws),
+        jnp.asarray(THETA),
+        jnp.asarray(logits),
+    )
     gradient = one_draw(rule, family, **settings)
     return run(jax.vmap(lambda key: gradient(theta, logits, control, key)[1]), keys)
 
@@ -112,11 +122,14 @@ def test_which_rules_ignore_a_constant(x64):
     ignore = [arm(), disarm(), arms(3), local_expectation(), muprop()]
     feel = [score(none()), relax(lambda_critic(), use_integrand=False)]
     keys, logits = jax.random.split(jax.random.key(7), 16), jnp.asarray(BERNOULLI_LOGITS[0])
-    thetas = jnp.asarray(np.stack([THETA, THETA + np.array([0.0, 0.0, 0.0, 1.0])]))  # theta[3] is the constant
+    # Theta[3] is the constant
+    thetas = jnp.asarray(np.stack([THETA, THETA + np.array([0.0, 0.0, 0.0, 1.0])]))
 
     def draws(rule):
         gradient, control = one_draw(rule, B3, f=shifted), perturbed(rule)
-        return jax.vmap(lambda theta: jax.vmap(lambda key: gradient(theta, logits, control, key)[1])(keys))(thetas)
+        return jax.vmap(
+            lambda theta: jax.vmap(lambda key: gradient(theta, logits, control, key)[1])(keys)
+        )(thetas)
 
     results = run(lambda: [draws(rule) for rule in ignore + feel])
     for rule, (left, right) in zip(ignore + feel, results, strict=True):
@@ -125,7 +138,9 @@ def test_which_rules_ignore_a_constant(x64):
 
 def test_affine_integrands_have_no_variance(x64):
     settings = {"f": affine, "density": False, "num_samples": 2}
-    exact = exact_gradient(B3, jnp.asarray(THETA), jnp.asarray(BERNOULLI_LOGITS[0]), f=affine, density=False)[1]
+    exact = exact_gradient(
+        B3, jnp.asarray(THETA), jnp.asarray(BERNOULLI_LOGITS[0]), f=affine, density=False
+    )[1]
     for rule in (muprop(), double_control_variates(), local_expectation()):
         control = rule.init(jax.random.key(0))
         draws = logit_draws(rule, B3, BERNOULLI_LOGITS[0], control=control, **settings)
@@ -134,7 +149,9 @@ def test_affine_integrands_have_no_variance(x64):
 
 
 def test_limits_are_reinforce(x64):
-    """RELAX without a control, and MuProp of a function without a slope (which leaves f(E z) as a baseline)."""
+    """RELAX without a control, and MuProp of a function without a slope (which leaves f(E z) as a
+    baseline).
+    """
     logits, settings = BERNOULLI_LOGITS[0], {"num_samples": 2, "density": False}
     silent = relax(lambda_critic(), use_integrand=False)
     control = silent.init(jax.random.key(0)) | {"critic": jnp.zeros(())}
@@ -168,7 +185,10 @@ def test_two_layers_nested(x64):
         lambda lam, z1: {"logits": lam["bias"] + lam["weights"] @ z1},
         lambda key: {"bias": jnp.zeros(2), "weights": weights},
     )
-    lam = {"z1": {"logits": jnp.array([0.4, -0.9])}, "z2": {"bias": jnp.array([0.3, 0.6]), "weights": weights}}
+    lam = {
+        "z1": {"logits": jnp.array([0.4, -0.9])},
+        "z2": {"bias": jnp.array([0.3, 0.6]), "weights": weights},
+    }
 
     def f(theta, z):
         return nonlinear(theta, jnp.concatenate([z["z1"], z["z2"]]))
@@ -188,15 +208,23 @@ def test_two_layers_nested(x64):
                 return f(theta, s.z) - s.log_q
 
             return rule.surrogate(
-                key, family, lam, integrand, objective=elbo, num_samples={"z1": 1, "z2": 1}, control=control
-            )[0]  # fmt: skip
+                key,
+                family,
+                lam,
+                integrand,
+                objective=elbo,
+                num_samples={"z1": 1, "z2": 1},
+                control=control,
+            )[0]
 
         return jax.grad(value, argnums=(0, 1))(jnp.asarray(THETA), lam)
 
     pairs = ({"z1": disarm(), "z2": local_expectation()}, {"z1": rebar(), "z2": arms(3)})
     keys = jax.random.split(jax.random.key(0), 2000)
     exact = run(lambda: jax.grad(bound, argnums=(0, 1))(jnp.asarray(THETA), lam))
-    for result in run(lambda: [jax.vmap(lambda k, rules=rules: draws(rules, k))(keys) for rules in pairs]):
+    for result in run(
+        lambda: [jax.vmap(lambda k, rules=rules: draws(rules, k))(keys) for rules in pairs]
+    ):
         assert_unbiased(result, exact)
 
 
@@ -214,7 +242,9 @@ def test_two_layers_nested(x64):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_batched_rules_give_the_results_of_a_loop_and_are_unbiased(x64, rule, num_samples, objective):
+def test_batched_rules_give_the_results_of_a_loop_and_are_unbiased(
+    x64, rule, num_samples, objective
+):
     """With their own noise, under vmap and one after the other."""
     logits, theta = jnp.asarray(BERNOULLI_LOGITS[0]), jnp.asarray(THETA)
     gradient = one_draw(rule, B3, num_samples=num_samples, objective=objective)
@@ -226,7 +256,9 @@ def test_batched_rules_give_the_results_of_a_loop_and_are_unbiased(x64, rule, nu
     keys = jax.random.split(jax.random.key(1), 2000)
     draws, loop = run(lambda keys: (jax.vmap(one)(keys), jax.lax.map(one, keys[:2])), keys)
     assert_equal(jax.tree.map(lambda leaf: leaf[:2], draws), loop, 1e-6)  # the critic is in float32
-    exact = run(lambda: exact_gradient(B3, theta, logits, num_samples=num_samples, objective=objective))
+    exact = run(
+        lambda: exact_gradient(B3, theta, logits, num_samples=num_samples, objective=objective)
+    )
     assert_unbiased(draws, exact)
 
 

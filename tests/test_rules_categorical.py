@@ -1,4 +1,6 @@
-"""Rules for categories: exact means over enumerated noise, z-tests where the noise is continuous, and their identities."""
+"""Rules for categories: exact means over enumerated noise, z-tests where the noise is continuous,
+and their identities.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -39,10 +41,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 class Toy(NamedTuple):
-    """E_q[f - log q] for a table f = theta, one entry per point of q's support."""
+    """E_q[f - log q] for a table f = theta, one entry per point of q's support.
+
+    Attributes:
+      index: z -> one-hot [S] weights of the support's points
+    """
 
     family: Any
-    index: Callable  # z -> one-hot [S] weights of the support's points
+    index: Callable
     logits: dict[str, Any]
 
 
@@ -56,13 +62,24 @@ def _bits(b):
 
 
 TOYS = {
-    "one": Toy(families.categorical(4), lambda z: z, {
-        "random": [0.3, -0.8, 1.1, 0.2], "ties": [0.0] * 4, "edge": [12.0, -12.0, 0.0, 12.0]}),
-    "two": Toy(families.categorical(3, num_sites=2), _outer, {
-        "random": [[0.3, -0.8, 1.1], [-0.4, 0.9, 0.5]], "ties": [[0.0] * 3, [1.0, 1.0, -1.0]],
-        "edge": [[12.0, -12.0, 0.0], [0.5, 0.1, -0.3]]}),
-    "bits": Toy(families.bernoulli(3), _bits, {"random": [0.4, -1.0, 0.1], "edge": [12.0, -12.0, 0.0]}),
-}  # fmt: skip
+    "one": Toy(
+        families.categorical(4),
+        lambda z: z,
+        {"random": [0.3, -0.8, 1.1, 0.2], "ties": [0.0] * 4, "edge": [12.0, -12.0, 0.0, 12.0]},
+    ),
+    "two": Toy(
+        families.categorical(3, num_sites=2),
+        _outer,
+        {
+            "random": [[0.3, -0.8, 1.1], [-0.4, 0.9, 0.5]],
+            "ties": [[0.0] * 3, [1.0, 1.0, -1.0]],
+            "edge": [[12.0, -12.0, 0.0], [0.5, 0.1, -0.3]],
+        },
+    ),
+    "bits": Toy(
+        families.bernoulli(3), _bits, {"random": [0.4, -1.0, 0.1], "edge": [12.0, -12.0, 0.0]}
+    ),
+}
 
 
 def at(toy, place):
@@ -77,7 +94,9 @@ def surrogate(rule, toy, key, params, *, objective=elbo, num_samples=1, shift=0.
     def integrand(sample):
         return toy.index(sample.z) @ theta + shift - sample.log_q, {"z": toy.index(sample.z)}
 
-    return rule.surrogate(key, toy.family, lam, integrand, objective=objective, num_samples=num_samples)[0]
+    return rule.surrogate(
+        key, toy.family, lam, integrand, objective=objective, num_samples=num_samples
+    )[0]
 
 
 def exact(toy, params, *, objective=elbo, num_samples=1):
@@ -95,22 +114,36 @@ def exact(toy, params, *, objective=elbo, num_samples=1):
 
 
 def forced(monkeypatch, rule, toy, **settings):
-    """(params, noise) -> (value, gradient) per row of `noise`: what `jax.random`'s functions return instead of randomness."""
+    """(params, noise) -> (value, gradient) per row of `noise`: what `jax.random`'s functions return
+    instead of randomness.
+    """
 
     def one(params, noise):
         with monkeypatch.context() as patch:
             for name, values in noise.items():
-                patch.setattr(jax.random, name, lambda key, *args, values=values, shape=None: values.reshape(shape or args[0]))
+                patch.setattr(
+                    jax.random,
+                    name,
+                    lambda key, *args, values=values, shape=None: values.reshape(shape or args[0]),
+                )
             if "categorical" in noise:
-                patch.setattr(jax.random, "categorical", lambda key, logits, shape: noise["categorical"])
-            return jax.value_and_grad(lambda p: surrogate(rule, toy, jax.random.key(0), p, **settings))(params)
+                patch.setattr(
+                    jax.random, "categorical", lambda key, logits, shape: noise["categorical"]
+                )
+            return jax.value_and_grad(
+                lambda p: surrogate(rule, toy, jax.random.key(0), p, **settings)
+            )(params)
 
     return jax.jit(jax.vmap(one, (None, 0)))
 
 
 def assert_exact(draws, probs, answer):
     np.testing.assert_allclose(probs.sum(), 1.0, rtol=1e-12)
-    assert_close(jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, axes=1), draws), answer, tolerance=1e-10)
+    assert_close(
+        jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, axes=1), draws),
+        answer,
+        tolerance=1e-10,
+    )
 
 
 def pair_cells(tree, toy, lam):
@@ -150,7 +183,9 @@ def test_a_pair_credited_as_if_independent_is_caught(monkeypatch):
         assert_exact(draws, probs, exact(toy, params))
 
 
-@pytest.mark.parametrize("make", [disarm_stick_breaking, disarm_tree, disarm_importance], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "make", [disarm_stick_breaking, disarm_tree, disarm_importance], ids=lambda f: f.__name__
+)
 def test_a_pair_in_agreement_has_no_gradient(monkeypatch, make):
     """Identity 16."""
     toy = TOYS["one"]
@@ -163,7 +198,9 @@ def test_a_pair_in_agreement_has_no_gradient(monkeypatch, make):
     run = forced(monkeypatch, make(), toy)
     gradient = run(params, {"uniform": uniform})[1][0]["logits"]
     assert same.any() and not same.all()
-    assert np.all(np.asarray(gradient)[same] == 0.0) and np.all(np.any(np.asarray(gradient)[~same] != 0.0, axis=-1))
+    assert np.all(np.asarray(gradient)[same] == 0.0) and np.all(
+        np.any(np.asarray(gradient)[~same] != 0.0, axis=-1)
+    )
     shifted = run((params[0], params[1] + 100.0), {"uniform": uniform})[1][0]["logits"]
     np.testing.assert_allclose(shifted, gradient, atol=1e-11)
     mirrored = run(params, {"uniform": 1.0 - uniform})[1][0]["logits"]
@@ -171,7 +208,9 @@ def test_a_pair_in_agreement_has_no_gradient(monkeypatch, make):
 
 
 def ordered_draws(log_probs, size):
-    """Gumbel noise for every order of drawing `size` values, and the orders' probabilities (Plackett-Luce)."""
+    """Gumbel noise for every order of drawing `size` values, and the orders' probabilities
+    (Plackett-Luce).
+    """
     log_probs = np.asarray(log_probs)
     noise, probs = [], []
     for order in itertools.permutations(range(len(log_probs)), size):
@@ -191,7 +230,8 @@ def log_support(toy, params):
     return jax.vmap(toy.family.log_prob, (None, 0))(params[0], toy.family.support())
 
 
-SETS = [("one", 2, True), ("one", 3, True), ("one", 3, False), ("bits", 3, True)]  # toy, num_samples, baseline
+# Toy, num_samples, baseline
+SETS = [("one", 2, True), ("one", 3, True), ("one", 3, False), ("bits", 3, True)]
 
 
 @pytest.mark.parametrize(("name", "size", "baseline"), SETS)
@@ -204,7 +244,11 @@ def test_unordered_set_is_exactly_unbiased(monkeypatch, name, size, baseline):
         assert_exact(run(params, {"gumbel": gumbel}), probs, exact(toy, params))
 
 
-WITHOUT_REPLACEMENT = [unordered_set(), importance_without_replacement(), importance_without_replacement(normalized=True)]
+WITHOUT_REPLACEMENT = [
+    unordered_set(),
+    importance_without_replacement(),
+    importance_without_replacement(normalized=True),
+]
 
 
 @pytest.mark.parametrize("rule", WITHOUT_REPLACEMENT, ids=lambda rule: rule.name)
@@ -216,7 +260,9 @@ def test_drawing_every_value_is_enumeration(monkeypatch, rule):
         params = at(toy, place)
         draws = run(params, {"gumbel": ordered_draws(log_support(toy, params), 4)[0][:3]})
         for i in range(3):
-            assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], draws), exact(toy, params), tolerance=1e-10)
+            assert_close(
+                jax.tree.map(lambda leaf, i=i: leaf[i], draws), exact(toy, params), tolerance=1e-10
+            )
 
 
 def test_a_set_of_one_is_reinforce(monkeypatch):
@@ -229,17 +275,23 @@ def test_a_set_of_one_is_reinforce(monkeypatch):
         value, (lam, theta) = run(params, {"gumbel": ordered_draws(log_q, 1)[0]})
         signal = params[1] - log_q
         np.testing.assert_allclose(value, signal, rtol=1e-9)
-        np.testing.assert_allclose(lam["logits"], signal[:, None] * (np.eye(4) - np.exp(log_q)[None, :]), atol=1e-9)
+        np.testing.assert_allclose(
+            lam["logits"], signal[:, None] * (np.eye(4) - np.exp(log_q)[None, :]), atol=1e-9
+        )
         np.testing.assert_allclose(theta, np.eye(4), atol=1e-9)
 
 
 def test_weights_of_an_unordered_set_sum_to_one():
-    """Identity 23: sum_s q_s R(S, s) = 1 for every set, and the same among the others for its baseline."""
+    """Identity 23: sum_s q_s R(S, s) = 1 for every set, and the same among the others for its
+    baseline.
+    """
     log_probs = jax.nn.log_softmax(5.0 * jax.random.normal(jax.random.key(0), (9,)))
     for size in (1, 2, 5, 9):
         drawn, _ = draw_distinct(jax.random.key(size), log_probs, size)
         whole, without_one, without_two = leave_out(drawn)
-        np.testing.assert_allclose(jnp.exp(drawn.log_probs + without_one - whole).sum(), 1.0, rtol=1e-10)
+        np.testing.assert_allclose(
+            jnp.exp(drawn.log_probs + without_one - whole).sum(), 1.0, rtol=1e-10
+        )
         if size > 1:
             second = jnp.exp(drawn.log_probs[None, :] + without_two - without_one[:, None])
             np.testing.assert_allclose(second.sum(axis=1), 1.0, rtol=1e-10)
@@ -252,14 +304,20 @@ def test_leave_out_stays_finite_in_float32():
         assert all(np.all(np.isfinite(leaf)) for leaf in leave_out(drawn))
 
 
-SUMS = [(1, False, True, 2), (1, False, False, 1), (2, False, True, 3)]  # summed, stochastic, baseline, num_samples
+# Summed, stochastic, baseline, num_samples
+SUMS = [(1, False, True, 2), (1, False, False, 1), (2, False, True, 3)]
 SUMS += [(2, True, True, 2), (1, True, False, 1), (3, True, False, 1)]
 
 
 @pytest.mark.parametrize(("summed", "stochastic", "baseline", "size"), SUMS)
 def test_sum_and_sample_is_exactly_unbiased(monkeypatch, summed, stochastic, baseline, size):
     toy = TOYS["one"]
-    run = forced(monkeypatch, sum_and_sample(summed, stochastic=stochastic, baseline=baseline), toy, num_samples=size)
+    run = forced(
+        monkeypatch,
+        sum_and_sample(summed, stochastic=stochastic, baseline=baseline),
+        toy,
+        num_samples=size,
+    )
     for place in toy.logits:
         params = at(toy, place)
         noise, probs = sum_and_sample_outcomes(log_support(toy, params), summed, stochastic, size)
@@ -267,7 +325,9 @@ def test_sum_and_sample_is_exactly_unbiased(monkeypatch, summed, stochastic, bas
 
 
 def sum_and_sample_outcomes(log_q, summed, stochastic, size):
-    """Every set summed with every draw of the rest: the noise that leads there, and the probabilities."""
+    """Every set summed with every draw of the rest: the noise that leads there, and the
+    probabilities.
+    """
     log_q = np.asarray(log_q)
     if stochastic:
         gumbel, set_probs = ordered_draws(log_q, summed)
@@ -287,7 +347,9 @@ def sum_and_sample_outcomes(log_q, summed, stochastic, size):
 def test_sum_of_everything_is_enumeration():
     """Identity 23."""
     toy = TOYS["one"]
-    run = jax.jit(jax.value_and_grad(lambda p, k: surrogate(sum_and_sample(4), toy, k, p, num_samples=2)))
+    run = jax.jit(
+        jax.value_and_grad(lambda p, k: surrogate(sum_and_sample(4), toy, k, p, num_samples=2))
+    )
     for place in toy.logits:
         params = at(toy, place)
         assert_close(run(params, jax.random.key(0)), exact(toy, params), tolerance=1e-10)
@@ -295,7 +357,9 @@ def test_sum_of_everything_is_enumeration():
 
 def draws_of(rule, toy, params, *, num_draws=20_000, key=7, **settings):
     grad = jax.value_and_grad(lambda p, k: surrogate(rule, toy, k, p, **settings))
-    return jax.device_get(jax.jit(jax.vmap(grad, (None, 0)))(params, jax.random.split(jax.random.key(key), num_draws)))
+    return jax.device_get(
+        jax.jit(jax.vmap(grad, (None, 0)))(params, jax.random.split(jax.random.key(key), num_draws))
+    )
 
 
 CONTINUOUS = [
@@ -315,8 +379,11 @@ CONTINUOUS = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "name", "place", "objective", "size"), CONTINUOUS,
-                         ids=lambda p: getattr(p, "name", getattr(p, "__name__", str(p))))  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "name", "place", "objective", "size"),
+    CONTINUOUS,
+    ids=lambda p: getattr(p, "name", getattr(p, "__name__", str(p))),
+)
 def test_mean_of_draws_is_the_gradient(rule, name, place, objective, size):
     toy = TOYS[name]
     params = at(toy, place)
@@ -325,17 +392,24 @@ def test_mean_of_draws_is_the_gradient(rule, name, place, objective, size):
 
 
 def own_entry_in_baseline():
-    """The baseline of importance weights with the value's own weight left in: correlated with its score."""
+    """The baseline of importance weights with the value's own weight left in: correlated with its
+    score.
+    """
 
     def weigh(drawn):
         weights = jnp.exp(drawn.log_probs - log_inclusion(drawn.log_probs - drawn.threshold))
         return Weights(weights, weights, jnp.broadcast_to(weights, (weights.shape[0],) * 2))
 
-    return _without_replacement("own_entry", weigh, min_samples=1, max_samples=None, unbiased=False, paper="")
+    return _without_replacement(
+        "own_entry", weigh, min_samples=1, max_samples=None, unbiased=False, paper=""
+    )
 
 
-@pytest.mark.parametrize("rule", [own_entry_in_baseline(), importance_without_replacement(normalized=True)],
-                         ids=lambda rule: rule.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [own_entry_in_baseline(), importance_without_replacement(normalized=True)],
+    ids=lambda rule: rule.name,
+)
 def test_biased_weights_are_caught(rule):
     toy = TOYS["one"]
     params = at(toy, "random")
@@ -347,7 +421,9 @@ def test_biased_weights_are_caught(rule):
 def test_arsm_merges_with_less_variance_than_a_reference():
     toy = TOYS["one"]
     params = at(toy, "random")
-    merged, single = (draws_of(rule, toy, params)[1][0]["logits"].var(axis=0) for rule in (arsm(), arsm(0)))
+    merged, single = (
+        draws_of(rule, toy, params)[1][0]["logits"].var(axis=0) for rule in (arsm(), arsm(0))
+    )
     assert np.all(merged < single)
 
 
@@ -361,11 +437,17 @@ def test_arsm_of_two_classes_is_arm():
     log_w = params[1] - jax.nn.log_softmax(params[0]["logits"])
     f, other = (log_w[jnp.argmax(params[0]["logits"] + g)] for g in (gumbel, gumbel[::-1]))
     gradient = jax.grad(lambda p: surrogate(arsm(), toy, key, p))(params)[0]["logits"]
-    np.testing.assert_allclose(gradient, (f - other) * (0.5 - u) * jnp.asarray([1.0, -1.0]), atol=1e-12)
+    np.testing.assert_allclose(
+        gradient, (f - other) * (0.5 - u) * jnp.asarray([1.0, -1.0]), atol=1e-12
+    )
 
 
 BLIND = [arsm(), unordered_set(), sum_and_sample(2)]
-NOT_BLIND = [unordered_set(baseline=False), sum_and_sample(2, baseline=False), importance_without_replacement()]
+NOT_BLIND = [
+    unordered_set(baseline=False),
+    sum_and_sample(2, baseline=False),
+    importance_without_replacement(),
+]
 
 
 @pytest.mark.parametrize("rule", BLIND + NOT_BLIND, ids=lambda rule: rule.name)
@@ -373,15 +455,22 @@ def test_constants_are_ignored_sample_by_sample(rule):
     """Identity 16."""
     toy = TOYS["one"]
     params = at(toy, "random")
-    plain, shifted = (draws_of(rule, toy, params, num_draws=20, num_samples=2, shift=c)[1][0]["logits"] for c in (0.0, 100.0))
+    plain, shifted = (
+        draws_of(rule, toy, params, num_draws=20, num_samples=2, shift=c)[1][0]["logits"]
+        for c in (0.0, 100.0)
+    )
     blind = np.abs(plain - shifted).max() < 1e-10
     assert blind == (rule in BLIND)
 
 
 EVERY = [
-    disarm_tree(), disarm_importance(), arsm(), unordered_set(), importance_without_replacement(),
+    disarm_tree(),
+    disarm_importance(),
+    arsm(),
+    unordered_set(),
+    importance_without_replacement(),
     sum_and_sample(2, stochastic=True),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("rule", EVERY, ids=lambda rule: rule.name)
@@ -392,7 +481,9 @@ def test_vmap_is_a_loop_and_edges_are_finite(rule):
     keys = jax.random.split(jax.random.key(1), 3)
     together = jax.vmap(grad, (None, 0))(params, keys)
     for i, key in enumerate(keys):
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), grad(params, key), tolerance=1e-12)
+        assert_close(
+            jax.tree.map(lambda leaf, i=i: leaf[i], together), grad(params, key), tolerance=1e-12
+        )
 
 
 def test_the_value_is_the_estimate_at_the_draws():
@@ -400,17 +491,27 @@ def test_the_value_is_the_estimate_at_the_draws():
     toy = TOYS["two"]
     params, key = at(toy, "random"), jax.random.key(11)
     ours = surrogate(arsm(), toy, key, params, objective=iwae, num_samples=3)
-    np.testing.assert_allclose(ours, surrogate(score(), toy, key, params, objective=iwae, num_samples=3), rtol=1e-12)
+    np.testing.assert_allclose(
+        ours, surrogate(score(), toy, key, params, objective=iwae, num_samples=3), rtol=1e-12
+    )
 
 
 def test_rules_nest_in_blocks():
-    """A pair of categories outside, a set without replacement inside: unbiased for the joint sum."""
+    """A pair of categories outside, a set without replacement inside: unbiased for the joint
+    sum.
+    """
     family = families.product(a=families.categorical(3), b=families.categorical(3))
     toy = Toy(family, lambda z: jnp.einsum("i,j->ij", z["a"], z["b"]).ravel(), {})
     logits = TOYS["two"].logits["random"]
-    params = ({"a": {"logits": jnp.asarray(logits[0])}, "b": {"logits": jnp.asarray(logits[1])}}, at(TOYS["two"], "random")[1])
+    params = (
+        {"a": {"logits": jnp.asarray(logits[0])}, "b": {"logits": jnp.asarray(logits[1])}},
+        at(TOYS["two"], "random")[1],
+    )
     answer = exact(toy, params)
-    for rules in ({"a": disarm_tree(), "b": unordered_set()}, {"a": sum_and_sample(1), "b": arsm()}):
+    for rules in (
+        {"a": disarm_tree(), "b": unordered_set()},
+        {"a": sum_and_sample(1), "b": arsm()},
+    ):
         draws = draws_of(mixed(rules), toy, params, num_samples={"a": 2, "b": 2})
         assert_unbiased(draws, answer)
 
@@ -423,7 +524,10 @@ REFUSED = [
     (lambda: disarm_tree().check(families.bernoulli(2), elbo, 1, None), "disarm"),
     (lambda: unordered_set().check(families.categorical(4), elbo, 1, None), "at least 2"),
     (lambda: unordered_set().check(families.categorical(4), elbo, 5, None), "enumerated"),
-    (lambda: unordered_set().check(families.categorical(20), elbo, 13, None), "importance_without_replacement"),
+    (
+        lambda: unordered_set().check(families.categorical(20), elbo, 13, None),
+        "importance_without_replacement",
+    ),
     (lambda: unordered_set().check(families.categorical(4), iwae, 2, None), "not linear"),
     (lambda: sum_and_sample(5).check(families.categorical(4), elbo, 2, None), "enumerated"),
     (lambda: sum_and_sample(2).check(families.diag_normal(4), elbo, 2, None), "infinitely many"),

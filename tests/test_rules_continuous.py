@@ -1,4 +1,6 @@
-"""Rules for continuous (and count) latents: against quadrature, variances in closed form, identities between them."""
+"""Rules for continuous (and count) latents: against quadrature, variances in closed form,
+identities between them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,11 @@ THETA = np.array([0.8, -0.3])
 
 def target(theta, z):
     """A log-joint of two numbers, neither quadratic nor separable."""
-    return -0.5 * jnp.sum(jnp.square(z - theta)) + theta[0] * jnp.sin(z[0] * z[1]) + jnp.cos(z[1] + theta[1])
+    return (
+        -0.5 * jnp.sum(jnp.square(z - theta))
+        + theta[0] * jnp.sin(z[0] * z[1])
+        + jnp.cos(z[1] + theta[1])
+    )
 
 
 class Critic(linen.Module):
@@ -41,11 +47,15 @@ def terms(factor, theta, z):
     """`target` in named parts, for credit per block."""
     z = cut(z)
     both = theta[0] * jnp.sin(z[0] * z[1])
-    only_a, only_b = -0.5 * (z[0] - theta[0]) ** 2, -0.5 * (z[1] - theta[1]) ** 2 + jnp.cos(z[1] + theta[1])
+    only_a, only_b = (
+        -0.5 * (z[0] - theta[0]) ** 2,
+        -0.5 * (z[1] - theta[1]) ** 2 + jnp.cos(z[1] + theta[1]),
+    )
     return {"both": factor * both, "a": factor * only_a, "b": factor * only_b}
 
 
-LOOPED = ("measure_valued", "learned_quadratic", "terms")  # one of each kind is run one draw at a time too
+# One of each kind is run one draw at a time too
+LOOPED = ("measure_valued", "learned_quadratic", "terms")
 TERMS = {"a": ("a", "both"), "b": ("b", "both")}
 CASES = {
     "pathwise": (rules.pathwise(), NORMAL, LAM),
@@ -71,15 +81,24 @@ def bound(rule, family, theta, lam, control, key, factor, num_samples=3, state=N
 
     state = rule.init_state() if state is None else state
     return rule.surrogate(
-        key, family, lam, integrand, objective=elbo, num_samples=num_samples, control=control, state=state
-    )[0]  # fmt: skip
+        key,
+        family,
+        lam,
+        integrand,
+        objective=elbo,
+        num_samples=num_samples,
+        control=control,
+        state=state,
+    )[0]
 
 
 def random_control(rule, seed=5):
     """Control parameters anywhere but at zero."""
     flat, tree = jax.tree.flatten(rule.init(jax.random.key(1)))
     keys = jax.random.split(jax.random.key(seed), max(1, len(flat)))
-    return tree.unflatten([0.5 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, flat, strict=False)])
+    return tree.unflatten(
+        [0.5 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, flat, strict=False)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +131,25 @@ def test_unbiased_in_theta_and_phi_and_clean_under_vmap(name, exact):
     value, (theta_bar, lam_bar) = many(THETA, lam, keys, 1.0)
 
     def scores(value, theta_bar, lam_bar):
-        found = {k: jnp.concatenate([lam_bar["a"][k], lam_bar["b"][k]], 1) if family is BLOCKS else lam_bar[k] for k in LAM}
+        found = {
+            k: jnp.concatenate([lam_bar["a"][k], lam_bar["b"][k]], 1)
+            if family is BLOCKS
+            else lam_bar[k]
+            for k in LAM
+        }
         drawn = {"value": value, "theta": theta_bar, **found}
         answer = {"value": exact[0], "theta": exact[1][0], **exact[1][1]}
-        return {k: np.max(np.abs(d.mean(0) - answer[k]) / (d.std(0) / len(keys) ** 0.5 + 1e-9)) for k, d in drawn.items()}
+        return {
+            k: np.max(np.abs(d.mean(0) - answer[k]) / (d.std(0) / len(keys) ** 0.5 + 1e-9))
+            for k, d in drawn.items()
+        }
 
     worst = scores(value, theta_bar, lam_bar)
     assert max(worst.values()) < 5.0, worst
     wrong = scores(*(lambda v, g: (v, *g))(*many(THETA, lam, keys, 1.2)))
-    assert min(wrong["theta"], max(wrong["loc"], wrong["log_scale"])) > 5.0, "a log-joint 1.2 times too large is seen"
+    assert min(wrong["theta"], max(wrong["loc"], wrong["log_scale"])) > 5.0, (
+        "a log-joint 1.2 times too large is seen"
+    )
 
     if name not in LOOPED:
         return
@@ -128,30 +157,45 @@ def test_unbiased_in_theta_and_phi_and_clean_under_vmap(name, exact):
     for i in range(2):
         jax.tree.map(
             lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-9),
-            alone(THETA, lam, keys[i], 1.0), jax.tree.map(lambda leaf, i=i: leaf[i], (value, (theta_bar, lam_bar))),
-        )  # fmt: skip
+            alone(THETA, lam, keys[i], 1.0),
+            jax.tree.map(lambda leaf, i=i: leaf[i], (value, (theta_bar, lam_bar))),
+        )
 
 
 def test_aim_of_the_controls_is_reached():
-    """No variance where the log-joint is quadratic, by either carrier; nor with the learned surface at that quadratic."""
+    """No variance where the log-joint is quadratic, by either carrier; nor with the learned surface
+    at that quadratic.
+    """
     hessian = np.array([[-1.0, 0.4], [0.4, -2.0]])
     learned = {
-        "centre": jnp.zeros(2), "slope": jnp.asarray([0.5, -1.0]), "diagonal": jnp.asarray([-1.0, -2.0]) - 0.4,
-        "directions": jnp.ones((2, 1)), "strengths": jnp.asarray([0.4]),
-    }  # fmt: skip
+        "centre": jnp.zeros(2),
+        "slope": jnp.asarray([0.5, -1.0]),
+        "diagonal": jnp.asarray([-1.0, -2.0]) - 0.4,
+        "directions": jnp.ones((2, 1)),
+        "strengths": jnp.asarray([0.4]),
+    }
 
     def spread(rule, control, integrand):
         def value(lam, key):
-            return rule.surrogate(key, NORMAL, lam, integrand, objective=elbo, num_samples=2, control=control)[0]
+            return rule.surrogate(
+                key, NORMAL, lam, integrand, objective=elbo, num_samples=2, control=control
+            )[0]
 
-        draws = jax.jit(jax.vmap(jax.grad(value), in_axes=(None, 0)))(LAM, jax.random.split(jax.random.key(0), 50))
+        draws = jax.jit(jax.vmap(jax.grad(value), in_axes=(None, 0)))(
+            LAM, jax.random.split(jax.random.key(0), 50)
+        )
         return max(float(leaf.std(0).max()) for leaf in jax.tree.leaves(draws))
 
     def quadratic(z):
         return jnp.array([0.5, -1.0]) @ z + 0.5 * z @ hessian @ z
 
     assert spread(rules.quadratic_control(), (), lambda s: quadratic(s.z) - s.log_q) < 1e-12
-    assert spread(rules.quadratic_control(carrier=rules.by_score), (), lambda s: quadratic(s.z) - s.log_q) < 1e-12
+    assert (
+        spread(
+            rules.quadratic_control(carrier=rules.by_score), (), lambda s: quadratic(s.z) - s.log_q
+        )
+        < 1e-12
+    )
     surface = rules.quadratic_control(rules.learned_quadratic(2, rank=1))
     assert spread(surface, learned, lambda s: quadratic(s.z)) < 1e-12
     assert spread(surface, learned | {"strengths": jnp.zeros(1)}, lambda s: quadratic(s.z)) > 0.1
@@ -159,7 +203,9 @@ def test_aim_of_the_controls_is_reached():
 
 @pytest.mark.parametrize("name", ["lax", "learned_quadratic"])
 def test_variance_gradient_is_that_of_finite_differences(name):
-    """Identity 21: the derivative in control of minus the surrogate is that of |g|^2, noise held; theta gets none of it."""
+    """Identity 21: the derivative in control of minus the surrogate is that of |g|^2, noise held;
+    theta gets none of it.
+    """
     rule, family, lam = CASES[name]
     control, key = random_control(rule), jax.random.key(3)
     flat, build = jax.flatten_util.ravel_pytree(control)
@@ -168,7 +214,11 @@ def test_variance_gradient_is_that_of_finite_differences(name):
         return bound(rule, family, THETA, lam, build(flat), key, 1.0)
 
     slope = -jax.jit(jax.grad(surrogate, argnums=1))(lam, flat)
-    square = jax.jit(jax.vmap(lambda flat: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(surrogate)(lam, flat)))))
+    square = jax.jit(
+        jax.vmap(
+            lambda flat: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(surrogate)(lam, flat)))
+        )
+    )
     steps = 1e-5 * np.eye(flat.size)
     differences = (square(flat[None] + steps) - square(flat[None] - steps)) / 2e-5
     np.testing.assert_allclose(slope, differences, rtol=1e-6, atol=1e-7)
@@ -185,22 +235,31 @@ def test_lax_with_the_integrand_as_critic_is_pathwise_and_without_one_is_the_sco
 
     def gradient(rule):
         def value(lam):
-            return rule.surrogate(jax.random.key(4), NORMAL, lam, lambda s: f(s.z), objective=elbo, num_samples=3)[0]
+            return rule.surrogate(
+                jax.random.key(4), NORMAL, lam, lambda s: f(s.z), objective=elbo, num_samples=3
+            )[0]
 
         return jax.jit(jax.grad(value))(LAM)
 
     def same(left, right):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), left, right)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), left, right
+        )
 
     perfect = gradient(rules.lax((lambda key: (), lambda control, z: f(z))))
     same(perfect, gradient(rules.pathwise()))
-    same(gradient(rules.lax((lambda key: (), lambda control, z: 0.0 * z[0]))), gradient(rules.score(none())))
+    same(
+        gradient(rules.lax((lambda key: (), lambda control, z: 0.0 * z[0]))),
+        gradient(rules.score(none())),
+    )
     with pytest.raises(AssertionError):
         same(perfect, gradient(rules.score(none())))
 
 
 def moments(make, family, lam, integrand, control=(), state=()):
-    """Mean and variance over e ~ N(0, 1) of a one-sample gradient, by quadrature: `make(noise)` is the rule."""
+    """Mean and variance over e ~ N(0, 1) of a one-sample gradient, by quadrature: `make(noise)` is
+    the rule.
+    """
     node, weight = np.polynomial.hermite_e.hermegauss(60)
     weight = weight / np.sqrt(2 * np.pi)
 
@@ -209,8 +268,15 @@ def moments(make, family, lam, integrand, control=(), state=()):
 
         def value(lam):
             return make(given).surrogate(
-                jax.random.key(0), family, lam, integrand, objective=elbo, num_samples=1, control=control, state=state
-            )[0]  # fmt: skip
+                jax.random.key(0),
+                family,
+                lam,
+                integrand,
+                objective=elbo,
+                num_samples=1,
+                control=control,
+                state=state,
+            )[0]
 
         return jax.grad(value)(lam)
 
@@ -224,7 +290,9 @@ ONE = families.diag_normal(1)
 
 @pytest.mark.parametrize(("scale", "width"), [(1.3, 1.0), (0.5, 1.0), (1.0, 1.0)])
 def test_variances_of_total_and_path_derivative_are_the_closed_forms(scale, width):
-    """Identities 6 and 7, and the fitted scalar between: at its optimum below both, at 0 and 1 equal to them."""
+    """Identities 6 and 7, and the fitted scalar between: at its optimum below both, at 0 and 1
+    equal to them.
+    """
     lam = {"loc": jnp.asarray([0.3]), "log_scale": jnp.log(jnp.asarray([scale]))}
     centre = 0.3 if scale == width else 1.1
 
@@ -234,7 +302,9 @@ def test_variances_of_total_and_path_derivative_are_the_closed_forms(scale, widt
     _, total = moments(lambda n: rules.pathwise(noise=n), ONE, lam, integrand)
     _, path = moments(lambda n: rules.doubly_reparameterized(noise=n), ONE, lam, integrand)
     np.testing.assert_allclose(total["loc"], scale**2 / width**4, rtol=1e-9)
-    np.testing.assert_allclose(path["loc"], (1 / scale - scale / width**2) ** 2, rtol=1e-9, atol=1e-20)
+    np.testing.assert_allclose(
+        path["loc"], (1 / scale - scale / width**2) ** 2, rtol=1e-9, atol=1e-20
+    )
     assert (path["loc"] < total["loc"]) == (scale**2 > width**2 / 2)
     if scale == width:  # q is the posterior
         assert path["log_scale"] < 1e-20
@@ -242,14 +312,18 @@ def test_variances_of_total_and_path_derivative_are_the_closed_forms(scale, widt
 
     def fitted(a):
         state = {"product": jnp.asarray(a), "square": jnp.asarray(1.0)}
-        return moments(lambda n: rules.fitted_score_term(noise=n), ONE, lam, integrand, state=state)[1]
+        return moments(
+            lambda n: rules.fitted_score_term(noise=n), ONE, lam, integrand, state=state
+        )[1]
 
     np.testing.assert_allclose(fitted(0.0)["loc"], total["loc"], rtol=1e-9)
     np.testing.assert_allclose(fitted(1.0)["loc"], path["loc"], rtol=1e-9, atol=1e-20)
 
 
 def test_fitted_scalar_is_the_regression_coefficient():
-    """After many updates the state holds Cov(total, score) and Var(score), up to sign and a common factor."""
+    """After many updates the state holds Cov(total, score) and Var(score), up to sign and a common
+    factor.
+    """
     rule, scale = rules.fitted_score_term(0.999), 0.5
     lam = {"loc": jnp.asarray([0.3]), "log_scale": jnp.log(jnp.asarray([scale]))}
 
@@ -257,14 +331,20 @@ def test_fitted_scalar_is_the_regression_coefficient():
     def stats_of(keys):
         def one(key):
             return rule.surrogate(
-                key, ONE, lam, lambda s: -0.5 * jnp.sum((s.z - 1.1) ** 2) - s.log_q, objective=elbo, num_samples=2,
+                key,
+                ONE,
+                lam,
+                lambda s: -0.5 * jnp.sum((s.z - 1.1) ** 2) - s.log_q,
+                objective=elbo,
+                num_samples=2,
                 state=rule.init_state(),
-            )[1].stats  # fmt: skip
+            )[1].stats
 
         return jax.vmap(one)(keys)
 
     found = stats_of(jax.random.split(jax.random.key(0), 20_000))
-    # With d = m + s e - c: score h = (e / s, e^2 - 1), total g = (-d, 1 - s e d); -E<g, h> = 1 + 2 s^2, E<h, h> = 1 / s^2 + 2.
+    # With d = m + s e - c: score h = (e / s, e^2 - 1), total g = (-d, 1 - s e d); -E<g, h> = 1 + 2
+    # s^2, E<h, h> = 1 / s^2 + 2.
     best = (1.0 + 2.0 * scale**2) / (1.0 / scale**2 + 2.0)
     product, square = np.asarray(found["product"]), np.asarray(found["square"])
     residual = product - best * square
@@ -284,7 +364,10 @@ def test_variances_of_three_estimators_are_the_closed_forms():
     np.testing.assert_allclose(path["loc"], 4 * scale**2, rtol=1e-9)
     np.testing.assert_allclose(path["log_scale"] / scale**2, 4 * d**2 + 8 * scale**2, rtol=1e-9)
     closed = {
-        "score": (d**4 / scale**2 + 14 * d**2 + 15 * scale**2, 2 * d**4 / scale**2 + 60 * d**2 + 74 * scale**2),
+        "score": (
+            d**4 / scale**2 + 14 * d**2 + 15 * scale**2,
+            2 * d**4 / scale**2 + 60 * d**2 + 74 * scale**2,
+        ),
         "measure": (d**2 * (16 / np.pi - 4), 4 * d**2 + 4 * scale**2),
     }
     for name, rule in {"score": rules.score(none()), "measure": rules.measure_valued()}.items():
@@ -295,7 +378,9 @@ def test_variances_of_three_estimators_are_the_closed_forms():
         keys = jax.random.split(jax.random.key(1), 60_000)
         draws = jax.jit(jax.vmap(jax.grad(value), in_axes=(None, 0)))(lam, keys)
         for leaf, unit, exact in zip(("loc", "log_scale"), (1.0, scale), closed[name], strict=True):
-            squares = np.square(np.asarray(draws[leaf])[:, 0] / unit - np.mean(np.asarray(draws[leaf]) / unit))
+            squares = np.square(
+                np.asarray(draws[leaf])[:, 0] / unit - np.mean(np.asarray(draws[leaf]) / unit)
+            )
             standard_error = squares.std() / len(squares) ** 0.5
             assert abs(squares.mean() - exact) < 5.0 * standard_error, (name, leaf)
             assert abs(squares.mean() - 1.3 * exact) > 5.0 * standard_error, (name, leaf)
@@ -314,13 +399,21 @@ GREP = rules.generalized_reparameterization(rules.log_standardized())
 RSVI_2 = rules.generalized_reparameterization(rules.marsaglia_tsang(2))
 POSITIVE = {
     "gamma": (rules.measure_valued(), families.gamma(1), {"log_shape": 0.6, "log_rate": 0.4}),
-    "gamma_small": (rules.measure_valued(), families.gamma(1), {"log_shape": -0.9, "log_rate": -0.2}),
+    "gamma_small": (
+        rules.measure_valued(),
+        families.gamma(1),
+        {"log_shape": -0.9, "log_rate": -0.2},
+    ),
     "exponential": (rules.measure_valued(), families.exponential(1), {"log_rate": 0.4}),
     "poisson": (rules.measure_valued(), families.poisson(1), {"log_rate": 0.4}),
     "grep": (GREP, families.gamma(1), {"log_shape": 0.6, "log_rate": 0.4}),
-    "rsvi": (rules.generalized_reparameterization(), families.gamma(1), {"log_shape": 0.6, "log_rate": 0.4}),
+    "rsvi": (
+        rules.generalized_reparameterization(),
+        families.gamma(1),
+        {"log_shape": 0.6, "log_rate": 0.4},
+    ),
     "rsvi_2": (RSVI_2, families.gamma(1), {"log_shape": -0.3, "log_rate": 0.4}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", POSITIVE)
@@ -333,10 +426,14 @@ def test_positive_and_count_families_against_quadrature(name):
         return jnp.sin(1.3 * z) + tilt * jnp.log1p(z)
 
     def value(lam, tilt, key):
-        return rule.surrogate(key, family, lam, lambda s: jnp.sum(f(s.z, tilt)), objective=elbo, num_samples=2)[0]
+        return rule.surrogate(
+            key, family, lam, lambda s: jnp.sum(f(s.z, tilt)), objective=elbo, num_samples=2
+        )[0]
 
     keys = jax.random.split(jax.random.key(2), 8000)
-    lam_bar, tilt_bar = jax.jit(jax.vmap(jax.grad(value, argnums=(0, 1)), in_axes=(None, None, 0)))(lam, 2.0, keys)
+    lam_bar, tilt_bar = jax.jit(jax.vmap(jax.grad(value, argnums=(0, 1)), in_axes=(None, None, 0)))(
+        lam, 2.0, keys
+    )
 
     dist = scipy_of(family, lam)
     if family.name.startswith("poisson"):
@@ -347,14 +444,17 @@ def test_positive_and_count_families_against_quadrature(name):
         z = np.exp(low + 0.5 * (high - low) * (node + 1))
         weight = 0.5 * (high - low) * legendre * z * dist.pdf(z)
     score = jax.vmap(jax.grad(family.log_prob), in_axes=(None, 0))(lam, jnp.asarray(z)[:, None])
-    exact = {k: np.sum(weight * np.asarray(f(z, 2.0)) * np.asarray(s)[:, 0]) for k, s in score.items()} | {
-        "tilt": np.sum(weight * np.log1p(z))
-    }
+    exact = {
+        k: np.sum(weight * np.asarray(f(z, 2.0)) * np.asarray(s)[:, 0]) for k, s in score.items()
+    } | {"tilt": np.sum(weight * np.log1p(z))}
     found = {k: np.asarray(g)[:, 0] for k, g in lam_bar.items()} | {"tilt": np.asarray(tilt_bar)}
     for leaf, answer in exact.items():
         standard_error = found[leaf].std() / len(keys) ** 0.5
         assert abs(found[leaf].mean() - answer) < 5.0 * standard_error, leaf
-    assert any(abs(0.7 * found[leaf].mean() - exact[leaf]) > 5.0 * found[leaf].std() / len(keys) ** 0.5 for leaf in lam)
+    assert any(
+        abs(0.7 * found[leaf].mean() - exact[leaf]) > 5.0 * found[leaf].std() / len(keys) ** 0.5
+        for leaf in lam
+    )
 
 
 @pytest.mark.parametrize("logit", [0.0, 0.7, 12.0, -12.0])
@@ -367,18 +467,30 @@ def test_bernoulli_measure_valued_is_exact_by_enumeration(logit):
         return table[(z @ jnp.asarray([4.0, 2.0, 1.0])).astype(int)]
 
     def expectation(lam):
-        return jnp.vdot(jnp.exp(jax.vmap(family.log_prob, in_axes=(None, 0))(lam, support)), jax.vmap(f)(support))
+        return jnp.vdot(
+            jnp.exp(jax.vmap(family.log_prob, in_axes=(None, 0))(lam, support)),
+            jax.vmap(f)(support),
+        )
 
     def given(z):
         pair = family.weak_derivative(jax.random.key(0), lam, z)
-        return pair.scale["logits"] * (jax.vmap(f)(pair.plus["logits"]) - jax.vmap(f)(pair.minus["logits"]))
+        return pair.scale["logits"] * (
+            jax.vmap(f)(pair.plus["logits"]) - jax.vmap(f)(pair.minus["logits"])
+        )
 
     probs = jnp.exp(jax.vmap(family.log_prob, in_axes=(None, 0))(lam, support))
-    np.testing.assert_allclose(probs @ jax.vmap(given)(support), jax.grad(expectation)(lam)["logits"], rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        probs @ jax.vmap(given)(support),
+        jax.grad(expectation)(lam)["logits"],
+        rtol=1e-10,
+        atol=1e-14,
+    )
 
 
 def test_three_forms_of_the_entropy_term_share_one_mean():
-    """Identity 30: for a location-scale q exact entropy is the total derivative, sample by sample; exact KL has its mean."""
+    """Identity 30: for a location-scale q exact entropy is the total derivative, sample by sample;
+    exact KL has its mean.
+    """
     prior = {"loc": jnp.asarray([0.5]), "log_scale": jnp.asarray([0.2])}
     lam = {"loc": jnp.asarray([0.3]), "log_scale": jnp.asarray([-0.4])}
 
@@ -388,12 +500,16 @@ def test_three_forms_of_the_entropy_term_share_one_mean():
     def with_prior(make):
         def build(noise):
             rule = make(rules.pathwise(noise=noise))
-            return rule._replace(surrogate=lambda *a, **k: rule.surrogate(*a, **(k | {"prior": prior})))
+            return rule._replace(
+                surrogate=lambda *a, **k: rule.surrogate(*a, **(k | {"prior": prior}))
+            )
 
         return build
 
     total, total_variance = moments(lambda n: rules.pathwise(noise=n), ONE, lam, integrand)
-    entropy, entropy_variance = moments(lambda n: rules.closed_form_entropy(rules.pathwise(noise=n)), ONE, lam, integrand)
+    entropy, entropy_variance = moments(
+        lambda n: rules.closed_form_entropy(rules.pathwise(noise=n)), ONE, lam, integrand
+    )
     kl, kl_variance = moments(with_prior(rules.closed_form_kl), ONE, lam, integrand)
     for leaf in lam:
         np.testing.assert_allclose([entropy[leaf], kl[leaf]], total[leaf], rtol=1e-9)
@@ -421,7 +537,10 @@ def test_credit_ignores_what_is_free_of_the_block_and_lowers_the_variance():
         moved = float(jnp.abs(one["a"]["loc"] - two["a"]["loc"]).max())
         assert (moved < 1e-9) == (name != "plain"), (name, moved)
         variances[name] = float(two["a"]["loc"].var())
-    assert variances["terms"] < variances["plain"] / 20 and variances["substitution"] < variances["plain"] / 20
+    assert (
+        variances["terms"] < variances["plain"] / 20
+        and variances["substitution"] < variances["plain"] / 20
+    )
 
 
 def test_what_would_be_silently_wrong_is_refused():

@@ -1,4 +1,6 @@
-"""Coupled draws of a Bernoulli vector, ARM, DisARM and ARMS, against the exact gradient over all outcomes of their uniforms."""
+"""Coupled draws of a Bernoulli vector, ARM, DisARM and ARMS, against the exact gradient over all
+outcomes of their uniforms.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +26,7 @@ from discrete_noise import (
 from vijax import families
 from vijax.baselines import Baseline, none, replace_one
 from vijax.objectives import elbo, iwae
-from vijax.rules import (
-    arm,
-    arms,
-    coupled,
-    disarm,
-    local_expectation,
-    score,
-)
+from vijax.rules import arm, arms, coupled, disarm, local_expectation, score
 from vijax.rules.coupled import copula, threshold
 from vijax.rules.discrete import live_weights
 
@@ -55,11 +50,15 @@ def test_pairs_are_exact_for_a_multi_sample_bound(x64, monkeypatch, rule):
     settings = {"num_samples": 2, "objective": iwae}
     for logits in BERNOULLI_LOGITS[:2]:
         mean, _ = coupled_moments(monkeypatch, rule, logits, pair_noise(logits, 2, 1), **settings)
-        assert_equal(jax.tree.map(lambda leaf: leaf[None], mean), exact_rows(B3, logits[None], **settings))
+        assert_equal(
+            jax.tree.map(lambda leaf: leaf[None], mean), exact_rows(B3, logits[None], **settings)
+        )
 
 
 def test_enumeration_catches_a_forgotten_direct_term(x64, monkeypatch):
-    """Stopping log q's parameters in the weights drops the term that a bound other than the ELBO needs."""
+    """Stopping log q's parameters in the weights drops the term that a bound other than the ELBO
+    needs.
+    """
 
     def stopped(integrand, family, lam, z, keys):
         return live_weights(integrand, family, jax.lax.stop_gradient(lam), z, keys)
@@ -68,13 +67,17 @@ def test_enumeration_catches_a_forgotten_direct_term(x64, monkeypatch):
     logits, settings = BERNOULLI_LOGITS[0], {"num_samples": 2, "objective": iwae}
     mean, _ = coupled_moments(monkeypatch, disarm(), logits, pair_noise(logits, 2, 1), **settings)
     with pytest.raises(AssertionError):
-        assert_equal(jax.tree.map(lambda leaf: leaf[None], mean), exact_rows(B3, logits[None], **settings))
+        assert_equal(
+            jax.tree.map(lambda leaf: leaf[None], mean), exact_rows(B3, logits[None], **settings)
+        )
 
 
 def test_arms_is_exact_over_its_patterns(x64, monkeypatch):
     for logits in BERNOULLI_LOGITS:
         mean, _ = coupled_moments(monkeypatch, arms(3), logits, group_noise(logits, 3))
-        assert_equal(jax.tree.map(lambda leaf: leaf[None], mean), exact_rows(B3, logits[None]), 1e-9)
+        assert_equal(
+            jax.tree.map(lambda leaf: leaf[None], mean), exact_rows(B3, logits[None]), 1e-9
+        )
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -89,7 +92,9 @@ def test_copula_has_uniform_margins_and_the_pair_probability_that_arms_divides_b
 
 
 def test_one_bit_closed_forms(x64, monkeypatch):
-    """Identity 33. Mean and variance in one dimension, a = f(1) - f(0), M and m the larger and smaller probability."""
+    """Identity 33. Mean and variance in one dimension, a = f(1) - f(0), M and m the larger and
+    smaller probability.
+    """
     logits = np.array([0.8])
     family, p = families.bernoulli(1), 1.0 / (1.0 + np.exp(-0.8))
     a, big, small = THETA[0], max(p, 1.0 - p), min(p, 1.0 - p)
@@ -100,10 +105,15 @@ def test_one_bit_closed_forms(x64, monkeypatch):
         disarm: a**2 * big**2 * small * (0.5 - small),
     }
     for build, variance in expected.items():
-        mean, var = coupled_moments(monkeypatch, build(), logits, pair_noise(logits, 1, 2), **settings)
+        mean, var = coupled_moments(
+            monkeypatch, build(), logits, pair_noise(logits, 1, 2), **settings
+        )
         assert_equal((mean[1], var[1]), (np.array([a * v]), np.array([variance])))
     level = float(affine(THETA, np.zeros(1))) + a * p  # E[f]
-    known = Baseline("exact mean", lambda objective, log_w, *rest: replace_one(objective, log_w, jnp.full_like(log_w, level)))
+    known = Baseline(
+        "exact mean",
+        lambda objective, log_w, *rest: replace_one(objective, log_w, jnp.full_like(log_w, level)),
+    )
     mean, var = enumerated_moments(score(known), family, logits[None], **settings)
     assert_equal((mean[1], var[1]), (np.array([[a * v]]), np.array([[a**2 * v * (1.0 - 4.0 * v)]])))
     _, worse = enumerated_moments(score(none()), family, logits[None], **settings)
@@ -121,18 +131,25 @@ def test_disarm_vanishes_where_the_pair_agrees_and_ignores_its_order(x64, monkey
 
     def at(uniforms):
         monkeypatch.setattr(coupled, "copula", lambda key, num_groups, size, like: uniforms)
-        return one_draw(disarm(), B3)(jnp.asarray(THETA), jnp.asarray(logits), (), jax.random.key(0))[1]
+        return one_draw(disarm(), B3)(
+            jnp.asarray(THETA), jnp.asarray(logits), (), jax.random.key(0)
+        )[1]
 
     draws = run(jax.vmap(at), jnp.stack([u, 1.0 - u]))
     assert_equal(draws[0], draws[1])
     z = np.asarray(threshold(jnp.asarray(logits)[None, None], u))[0]
-    assert np.array_equal(np.asarray(draws[0]) == 0.0, z[0] == z[1]) and 0 < np.sum(z[0] == z[1]) < 3
+    assert (
+        np.array_equal(np.asarray(draws[0]) == 0.0, z[0] == z[1]) and 0 < np.sum(z[0] == z[1]) < 3
+    )
 
 
 def test_disarm_of_a_linear_objective_is_the_mean_of_its_pairs(x64):
-    """The general formula (exchange a sample for its partner) reduces to the published one for the ELBO."""
+    """The general formula (exchange a sample for its partner) reduces to the published one for the
+    ELBO.
+    """
     pair = np.random.default_rng(0).normal(size=(3, 2))
     signal = np.asarray(coupled.group_signal(elbo, jnp.asarray(pair)))
     assert_equal(signal, (pair - pair.mean(axis=1, keepdims=True)) / 3.0)
-    general = np.asarray(coupled.group_signal(lambda log_w: jnp.mean(log_w), jnp.asarray(pair)))  # not known to be linear
+    # Not known to be linear
+    general = np.asarray(coupled.group_signal(lambda log_w: jnp.mean(log_w), jnp.asarray(pair)))
     assert_equal(general, signal)

@@ -32,7 +32,9 @@ def test_unbiased_in_the_prior_and_in_q(name):
 
 
 def test_the_prior_mean_has_no_variance_under_mirrored_noise():
-    """Its path is affine in the noise for normal q and p: samples and mirror images cancel; independent ones do not."""
+    """Its path is affine in the noise for normal q and p: samples and mirror images cancel;
+    independent ones do not.
+    """
     spread = {
         name: draws(generalized_doubly_reparameterized(**settings), 2, 100)[0]["prior"]["loc"].std()
         for name, settings in {"antithetic": {"noise": PLUGS["antithetic"]}, "iid": {}}.items()
@@ -43,7 +45,10 @@ def test_the_prior_mean_has_no_variance_under_mirrored_noise():
 def test_fixed_draws_are_the_same_at_every_step_and_said_to_be_biased():
     rule = generalized_doubly_reparameterized(noise=noise.fixed(jax.random.key(4), noise.sobol()))
     assert all(np.ptp(leaf, axis=0).max() == 0.0 for leaf in jax.tree.leaves(draws(rule, 4, 3)))
-    assert not rule.requires.unbiased and rule.name == "generalized_doubly_reparameterized(noise=fixed(sobol()))"
+    assert (
+        not rule.requires.unbiased
+        and rule.name == "generalized_doubly_reparameterized(noise=fixed(sobol()))"
+    )
 
 
 def test_what_would_be_silently_wrong_is_refused():
@@ -51,5 +56,7 @@ def test_what_would_be_silently_wrong_is_refused():
     with pytest.raises(ValueError, match="num_samples=3 is odd"):
         generalized_doubly_reparameterized(noise=noise.antithetic()).check(normal, elbo, 3, normal)
     with pytest.raises(ValueError, match="needs independent samples"):
-        generalized_doubly_reparameterized(noise=noise.sobol()).check(normal, objectives.iwae, 4, normal)
+        generalized_doubly_reparameterized(noise=noise.sobol()).check(
+            normal, objectives.iwae, 4, normal
+        )
     generalized_doubly_reparameterized().check(normal, objectives.iwae, 4, normal)

@@ -1,5 +1,5 @@
-"""MuProp with the baselines of the score function: exact means over all draws, what the baseline is fitted to, where a
-learned scale comes to rest.
+"""MuProp with the baselines of the score function: exact means over all draws, what the baseline is
+fitted to, where a learned scale comes to rest.
 """
 
 import jax
@@ -27,7 +27,12 @@ from vijax.baselines import learned, leave_one_out, moving_average, ovis, ovis_m
 from vijax.objectives import elbo
 from vijax.rules import double_control_variates, muprop
 
-NETWORK = learned((lambda key: {"slope": jnp.ones(()), "bias": jnp.zeros(())}, lambda c, x: c["slope"] * x + c["bias"]))
+NETWORK = learned(
+    (
+        lambda key: {"slope": jnp.ones(()), "bias": jnp.zeros(())},
+        lambda c, x: c["slope"] * x + c["bias"],
+    )
+)
 STATE = {"sum": jnp.asarray(0.3), "weight": jnp.asarray(0.2)}
 CASES = {
     "learned": (muprop(baseline=NETWORK), 1, {"x": jnp.asarray(0.7)}),
@@ -48,7 +53,9 @@ def test_any_baseline_leaves_the_mean_exact(x64, family, name):
 
 def test_a_baseline_that_knows_the_sample_is_caught(x64):
     """Planted: the mean of all samples, a sample's own among them, stands in."""
-    seen = leave_one_out()._replace(signal=lambda objective, log_w, *rest: (log_w - jnp.mean(log_w)) / log_w.shape[0])
+    seen = leave_one_out()._replace(
+        signal=lambda objective, log_w, *rest: (log_w - jnp.mean(log_w)) / log_w.shape[0]
+    )
     mean, _ = enumerated_moments(muprop(baseline=seen), B3, BERNOULLI_LOGITS, num_samples=2)
     with pytest.raises(AssertionError):
         assert_equal(mean, exact_rows(B3, BERNOULLI_LOGITS, num_samples=2))
@@ -66,7 +73,9 @@ def residual(z, logits, scale):
 
 
 def test_the_baseline_is_fitted_to_the_residual_and_the_scale_to_the_variance(x64):
-    """Least squares in the network's parameters, |g|^2 in the scale, neither in the other; the residual is remembered."""
+    """Least squares in the network's parameters, |g|^2 in the scale, neither in the other; the
+    residual is remembered.
+    """
     logits, x = jnp.asarray(BERNOULLI_LOGITS[0]), jnp.asarray(0.7)
     rule, draw = muprop(baseline=NETWORK, learn_scale=True), jnp.array([1.0, 0.0, 1.0])
     control = perturbed(rule)
@@ -74,25 +83,37 @@ def test_the_baseline_is_fitted_to_the_residual_and_the_scale_to_the_variance(x6
     bar = gradient(jnp.asarray(THETA), logits, control, jax.random.key(0))[2]
 
     def loss(baseline):
-        return jnp.square(baseline["slope"] * x + baseline["bias"] - residual(draw, logits, control["scale"]))
+        return jnp.square(
+            baseline["slope"] * x + baseline["bias"] - residual(draw, logits, control["scale"])
+        )
 
     assert_equal(bar["baseline"], jax.tree.map(jnp.negative, jax.grad(loss)(control["baseline"])))
 
     def squared(scale):
         moved = control | {"scale": scale}
-        return jnp.sum(jnp.square(gradient(jnp.asarray(THETA), logits, moved, jax.random.key(0))[1]))
+        return jnp.sum(
+            jnp.square(gradient(jnp.asarray(THETA), logits, moved, jax.random.key(0))[1])
+        )
 
     step = 1e-5
-    difference = (squared(control["scale"] + step) - squared(control["scale"] - step)) / (2.0 * step)
+    difference = (squared(control["scale"] + step) - squared(control["scale"] - step)) / (
+        2.0 * step
+    )
     np.testing.assert_allclose(-bar["scale"], difference, rtol=1e-6)
 
     averaged = muprop(baseline=moving_average(0.9))
     _, aux = averaged.surrogate(
-        jax.random.key(0), B3._replace(noise=lambda key, count: 1.0 - draw[None]), {"logits": logits},
-        lambda s: nonlinear(jnp.asarray(THETA), s.z) - s.log_q, objective=elbo, state=STATE,
-    )  # fmt: skip
+        jax.random.key(0),
+        B3._replace(noise=lambda key, count: 1.0 - draw[None]),
+        {"logits": logits},
+        lambda s: nonlinear(jnp.asarray(THETA), s.z) - s.log_q,
+        objective=elbo,
+        state=STATE,
+    )
     new = averaged.update(STATE, aux.stats)
-    np.testing.assert_allclose(new["sum"], 0.9 * STATE["sum"] + 0.1 * residual(draw, logits, 1.0), rtol=1e-12)
+    np.testing.assert_allclose(
+        new["sum"], 0.9 * STATE["sum"] + 0.1 * residual(draw, logits, 1.0), rtol=1e-12
+    )
 
 
 def test_the_best_constant_lowers_the_variance(x64):
@@ -123,22 +144,33 @@ def test_the_best_constant_lowers_the_variance(x64):
 
 def test_biased_baselines_and_those_with_draws_of_their_own():
     assert muprop(baseline=leave_one_out()).requires.min_samples == 2
-    assert not muprop(baseline=ovis(1.0)).requires.unbiased and muprop(baseline=NETWORK).requires.unbiased
+    assert (
+        not muprop(baseline=ovis(1.0)).requires.unbiased
+        and muprop(baseline=NETWORK).requires.unbiased
+    )
     with pytest.raises(ValueError, match=r"draws of its own. Write baselines.leave_one_out"):
         muprop(baseline=ovis_monte_carlo(2))
 
 
-@pytest.mark.parametrize("rule", [muprop(learn_scale=True), double_control_variates()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule", [muprop(learn_scale=True), double_control_variates()], ids=lambda rule: rule.name
+)
 def test_the_learned_scale_is_at_rest_where_the_enumerated_variance_is_least(x64, rule):
-    """E|g|^2 is a parabola in the scale: through three points, its vertex is where the mean slope vanishes."""
+    """E|g|^2 is a parabola in the scale: through three points, its vertex is where the mean slope
+    vanishes.
+    """
     noise, index = (jnp.asarray(part) for part in states_noise(B3, 2))
     logits, start = jnp.asarray(BERNOULLI_LOGITS[0]), rule.init(jax.random.key(0))
-    weights = jnp.exp(jnp.sum(jax.vmap(lambda z: B3.log_prob({"logits": logits}, z))(B3.support())[index], axis=1))
+    weights = jnp.exp(
+        jnp.sum(jax.vmap(lambda z: B3.log_prob({"logits": logits}, z))(B3.support())[index], axis=1)
+    )
 
     def at(scale):
         def one(noise):
             gradient = one_draw(rule, B3, num_samples=2, noise=noise)
-            return gradient(jnp.asarray(THETA), logits, start | {"scale": scale}, jax.random.key(0))[1:]
+            return gradient(
+                jnp.asarray(THETA), logits, start | {"scale": scale}, jax.random.key(0)
+            )[1:]
 
         draws, slopes = jax.vmap(one)(noise)
         return weights @ jnp.sum(jnp.square(draws), axis=1), weights @ slopes["scale"]

@@ -1,4 +1,6 @@
-"""The linearised-gradient control variate by Hessian-vector products: its variance is that of the trace's probes alone."""
+"""The linearised-gradient control variate by Hessian-vector products: its variance is that of the
+trace's probes alone.
+"""
 
 import importlib
 import itertools
@@ -23,10 +25,19 @@ LOWER = np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-0.2, 0.8, 0.0]])
 def gradients(rule, family, lam, log_joint, num_draws, num_samples=2):
     def value(lam, key):
         return rule.surrogate(
-            key, family, lam, lambda s: log_joint(s.z) - s.log_q, objective=elbo, num_samples=num_samples
-        )[0]  # fmt: skip
+            key,
+            family,
+            lam,
+            lambda s: log_joint(s.z) - s.log_q,
+            objective=elbo,
+            num_samples=num_samples,
+        )[0]
 
-    return compiled(jax.vmap(jax.grad(value), in_axes=(None, 0)), lam, jax.random.split(jax.random.key(0), num_draws))
+    return compiled(
+        jax.vmap(jax.grad(value), in_axes=(None, 0)),
+        lam,
+        jax.random.split(jax.random.key(0), num_draws),
+    )
 
 
 def quadratic(z):
@@ -43,12 +54,19 @@ def exact_of(family, lam):
 
 @pytest.mark.parametrize("carrier", [rules.by_path, rules.by_score], ids=["by_path", "by_score"])
 def test_on_a_quadratic_every_draw_is_the_exact_gradient_plus_the_probes_cross_terms(carrier):
-    """One probe v: the mean has no variance; log_scale_i is off by s_i v_i sum_{j != i} H_ij s_j v_j, sign by sign."""
-    family, rule = families.diag_normal(DIM), rules.quadratic_control(rules.taylor(probes=1), carrier=carrier)
+    """One probe v: the mean has no variance; log_scale_i is off by s_i v_i sum_{j != i} H_ij s_j
+    v_j, sign by sign.
+    """
+    family, rule = (
+        families.diag_normal(DIM),
+        rules.quadratic_control(rules.taylor(probes=1), carrier=carrier),
+    )
     draws, exact = gradients(rule, family, LAM, quadratic, 64), exact_of(family, LAM)
     np.testing.assert_allclose(draws["loc"], np.tile(exact["loc"], (64, 1)), atol=1e-12)
     crossed = HESSIAN - np.diag(np.diag(HESSIAN))
-    scaled = [np.exp(LAM["log_scale"]) * np.array(v) for v in itertools.product([-1.0, 1.0], repeat=DIM)]
+    scaled = [
+        np.exp(LAM["log_scale"]) * np.array(v) for v in itertools.product([-1.0, 1.0], repeat=DIM)
+    ]
     possible = np.array([s * (crossed @ s) for s in scaled])
     off = draws["log_scale"] - exact["log_scale"]
     assert np.abs(off[:, None] - possible[None]).max(axis=2).min(axis=1).max() < 1e-12
@@ -59,7 +77,9 @@ def test_more_probes_divide_the_variance_and_a_diagonal_hessian_leaves_none():
     family, scale, num_draws = families.diag_normal(DIM), np.exp(LAM["log_scale"]), 8000
     crossed = (HESSIAN - np.diag(np.diag(HESSIAN))) ** 2
     for probes in (1, 4):
-        draws = gradients(rules.quadratic_control(rules.taylor(probes=probes)), family, LAM, quadratic, num_draws)
+        draws = gradients(
+            rules.quadratic_control(rules.taylor(probes=probes)), family, LAM, quadratic, num_draws
+        )
         squares = np.square(draws["log_scale"] - exact_of(family, LAM)["log_scale"])
         expected = scale**2 * (crossed @ scale**2) / probes
         error = squares.std(axis=0) / num_draws**0.5
@@ -85,10 +105,15 @@ def test_a_full_covariance_is_probed_through_its_sampler():
     def exact(lam):
         return jnp.vdot(HESSIAN, family.normal_moments(lam)[1])
 
-    (ours, slope), (value, gradient) = jax.value_and_grad(probed)(lam), jax.value_and_grad(exact)(lam)
+    (ours, slope), (value, gradient) = (
+        jax.value_and_grad(probed)(lam),
+        jax.value_and_grad(exact)(lam),
+    )
     assert_close((ours, slope), (value, gradient), tolerance=1e-12)
     draws = gradients(rules.quadratic_control(rules.taylor(probes=1)), family, lam, quadratic, 20)
-    np.testing.assert_allclose(draws["loc"], np.tile(exact_of(family, lam)["loc"], (20, 1)), atol=1e-12)
+    np.testing.assert_allclose(
+        draws["loc"], np.tile(exact_of(family, lam)["loc"], (20, 1)), atol=1e-12
+    )
 
 
 def test_settings_without_a_meaning_are_refused():

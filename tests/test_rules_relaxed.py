@@ -1,4 +1,6 @@
-"""Biased relaxations: what their bias is, where it vanishes, and what holds in spite of it (value, theta, finite edges)."""
+"""Biased relaxations: what their bias is, where it vanishes, and what holds in spite of it (value,
+theta, finite edges).
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -27,18 +29,28 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 class Toy(NamedTuple):
-    """E_q[f - log q] for f(z) = a.z + quadratic z'Bz + cubic c.z^3; `quadratic` and `cubic` switch the terms on."""
+    """E_q[f - log q] for f(z) = a.z + quadratic z'Bz + cubic c.z^3; `quadratic` and `cubic` switch
+    the terms on.
+    """
 
     family: Any
     logits: dict[str, Any]
 
 
 TOYS = {
-    "one": Toy(families.categorical(4), {"random": [0.3, -0.8, 1.1, 0.2], "ties": [0.0] * 4, "edge": [12.0, -12.0, 0.0, 12.0]}),
-    "two": Toy(families.categorical(3, num_sites=2), {"random": [[0.3, -0.8, 1.1], [-0.4, 0.9, 0.5]],
-                                                     "edge": [[12.0, -12.0, 0.0], [0.5, 0.5, -0.3]]}),
+    "one": Toy(
+        families.categorical(4),
+        {"random": [0.3, -0.8, 1.1, 0.2], "ties": [0.0] * 4, "edge": [12.0, -12.0, 0.0, 12.0]},
+    ),
+    "two": Toy(
+        families.categorical(3, num_sites=2),
+        {
+            "random": [[0.3, -0.8, 1.1], [-0.4, 0.9, 0.5]],
+            "edge": [[12.0, -12.0, 0.0], [0.5, 0.5, -0.3]],
+        },
+    ),
     "bits": Toy(families.bernoulli(3), {"random": [0.4, -1.0, 0.1], "edge": [12.0, -12.0, 0.0]}),
-}  # fmt: skip
+}
 
 
 def at(toy, place):
@@ -63,7 +75,9 @@ def surrogate(rule, toy, key, params, degree, *, objective=elbo, num_samples=1):
     def integrand(sample):
         return polynomial(theta, sample.z, degree) - sample.log_q, sample.z
 
-    return rule.surrogate(key, toy.family, lam, integrand, objective=objective, num_samples=num_samples)
+    return rule.surrogate(
+        key, toy.family, lam, integrand, objective=objective, num_samples=num_samples
+    )
 
 
 def exact(toy, params, degree):
@@ -76,15 +90,25 @@ def exact(toy, params, degree):
 
 
 def per_outcome(monkeypatch, rule, toy):
-    """(params, degree) -> (gradient for every z in the support, its probability), the noise chosen to lead there."""
+    """(params, degree) -> (gradient for every z in the support, its probability), the noise chosen
+    to lead there.
+    """
 
     def one(params, degree, z):
         logits = params[0]["logits"]
         prob = jax.nn.sigmoid(logits)
         with monkeypatch.context() as patch:
-            patch.setattr(jax.random, "gumbel", lambda key, shape: jnp.broadcast_to(100.0 * z, shape))
-            patch.setattr(jax.random, "uniform", lambda key, shape: jnp.broadcast_to(0.5 * (prob + 1.0 - z), shape))
-            grad, aux = jax.grad(lambda p: surrogate(rule, toy, jax.random.key(0), p, degree), has_aux=True)(params)
+            patch.setattr(
+                jax.random, "gumbel", lambda key, shape: jnp.broadcast_to(100.0 * z, shape)
+            )
+            patch.setattr(
+                jax.random,
+                "uniform",
+                lambda key, shape: jnp.broadcast_to(0.5 * (prob + 1.0 - z), shape),
+            )
+            grad, aux = jax.grad(
+                lambda p: surrogate(rule, toy, jax.random.key(0), p, degree), has_aux=True
+            )(params)
         return grad, aux.inner, jnp.exp(toy.family.log_prob(params[0], z))
 
     def run(params, degree):
@@ -97,14 +121,20 @@ def per_outcome(monkeypatch, rule, toy):
 
 def bias(toy, params, degree, grads, probs):
     mean = jax.tree.map(lambda leaf: jnp.tensordot(probs, leaf, axes=1), grads)
-    return jax.tree.map(lambda left, right: float(jnp.abs(left - right).max()), mean, exact(toy, params, degree))
+    return jax.tree.map(
+        lambda left, right: float(jnp.abs(left - right).max()), mean, exact(toy, params, degree)
+    )
 
 
 @pytest.mark.parametrize("name", TOYS)
 def test_bias_vanishes_for_affine_and_for_quadratic_integrands(monkeypatch, name):
-    """Identity 18, exactly: straight-through up to affine f (then without variance too), ReinMax up to quadratic f."""
+    """Identity 18, exactly: straight-through up to affine f (then without variance too), ReinMax up
+    to quadratic f.
+    """
     toy = TOYS[name]
-    first, second = (per_outcome(monkeypatch, rule, toy) for rule in (straight_through(), reinmax()))
+    first, second = (
+        per_outcome(monkeypatch, rule, toy) for rule in (straight_through(), reinmax())
+    )
     for place in toy.logits:
         params = at(toy, place)
         found = {}
@@ -117,7 +147,14 @@ def test_bias_vanishes_for_affine_and_for_quadratic_integrands(monkeypatch, name
                 found[rule_name, degree_name] = wrong[0]["logits"]
                 if (rule_name, degree_name) == ("straight", "affine"):
                     assert np.ptp(grads[0]["logits"], axis=0).max() < 1e-10
-        assert max(found["straight", "affine"], found["reinmax", "affine"], found["reinmax", "quadratic"]) < 1e-10
+        assert (
+            max(
+                found["straight", "affine"],
+                found["reinmax", "affine"],
+                found["reinmax", "quadratic"],
+            )
+            < 1e-10
+        )
         if place == "random":
             assert found["straight", "quadratic"] > 0.005
             assert found["reinmax", "cubic"] > 0.01
@@ -134,7 +171,9 @@ def test_a_missing_half_is_caught(monkeypatch):
 def draws_of(rule, toy, params, degree, *, num_draws=20_000, key=7, **settings):
     grad = jax.value_and_grad(lambda p, d, k: surrogate(rule, toy, k, p, d, **settings)[0])
     return jax.device_get(
-        jax.jit(jax.vmap(grad, (None, None, 0)))(params, degree, jax.random.split(jax.random.key(key), num_draws))
+        jax.jit(jax.vmap(grad, (None, None, 0)))(
+            params, degree, jax.random.split(jax.random.key(key), num_draws)
+        )
     )
 
 
@@ -154,7 +193,9 @@ def test_gumbel_rao_has_the_mean_of_straight_through_gumbel_and_less_variance(na
 
 
 def test_perturbed_logits_given_the_winner():
-    """Averaged over the winner they are independent Gumbels again; their mean gap is -log(1 - q) / q."""
+    """Averaged over the winner they are independent Gumbels again; their mean gap is -log(1 - q) /
+    q.
+    """
     logits = jnp.asarray([0.3, -0.8, 1.1, -3.0])
 
     @jax.jit
@@ -172,15 +213,29 @@ def test_perturbed_logits_given_the_winner():
     np.testing.assert_array_equal(np.argmax(hard, axis=1), np.argmax(perturbed, axis=1))
     mean = logits + np.euler_gamma
     centred = np.asarray(perturbed) - np.asarray(mean)
-    assert_unbiased({"mean": perturbed, "square": centred**2, "product": centred[:, :3] * centred[:, 1:], "gap": gap},
-                    {"mean": mean, "square": np.full(4, np.pi**2 / 6), "product": np.zeros(3), "gap": np.zeros(4)})  # fmt: skip
+    assert_unbiased(
+        {
+            "mean": perturbed,
+            "square": centred**2,
+            "product": centred[:, :3] * centred[:, 1:],
+            "gap": gap,
+        },
+        {
+            "mean": mean,
+            "square": np.full(4, np.pi**2 / 6),
+            "product": np.zeros(3),
+            "gap": np.zeros(4),
+        },
+    )
     tiny = jax.vmap(mean_gap, (None, 0))(jnp.asarray([0.0, -50.0, -1000.0]), jnp.eye(3))
     np.testing.assert_allclose(tiny[1:], 1.0, rtol=1e-12)
     assert np.all(np.isfinite(tiny))
 
 
 def test_concrete_is_unbiased_for_the_relaxed_bound():
-    """One Bernoulli site against quadrature over its uniform, value included; not for the bound itself."""
+    """One Bernoulli site against quadrature over its uniform, value included; not for the bound
+    itself.
+    """
     toy, temperature = Toy(families.bernoulli(1), {"here": [0.7]}), 0.6
     params = at(toy, "here")
     uniform = (np.arange(200_000) + 0.5) / 200_000
@@ -205,34 +260,55 @@ def test_gapped_jacobian_by_hand():
     """The second class was drawn: it is raised to 0.5, the first lowered to 0.5 - gap."""
     toy, temperature, gap = Toy(families.categorical(2), {"here": [0.5, -0.2]}), 0.8, 1.0
     params = at(toy, "here")
-    key = next(k for k in jax.random.split(jax.random.key(0), 50)
-               if surrogate(score(), toy, k, params, AFFINE, num_samples=2)[1].inner[1] == 1.0)  # fmt: skip
+    key = next(
+        k
+        for k in jax.random.split(jax.random.key(0), 50)
+        if surrogate(score(), toy, k, params, AFFINE, num_samples=2)[1].inner[1] == 1.0
+    )
     slope = params[1][0] - jax.nn.log_softmax(params[0]["logits"])
     soft = jax.nn.softmax(jnp.asarray([0.5 - gap, 0.5]) / temperature)
     answer = (jnp.diag(soft) - jnp.outer(soft, soft)) @ slope / temperature
     rule = gapped_straight_through(temperature, gap)
-    found = jax.grad(lambda p: surrogate(rule, toy, key, p, AFFINE, num_samples=2)[0])(params)[0]["logits"]
+    found = jax.grad(lambda p: surrogate(rule, toy, key, p, AFFINE, num_samples=2)[0])(params)[0][
+        "logits"
+    ]
     np.testing.assert_allclose(found, answer, atol=1e-12)
 
 
-HARD = [straight_through(), straight_through_gumbel(0.5), gumbel_rao(0.5, 3), gapped_straight_through(0.7),
-        gapped_straight_through(0.7, gap=None), reinmax()]  # fmt: skip
+HARD = [
+    straight_through(),
+    straight_through_gumbel(0.5),
+    gumbel_rao(0.5, 3),
+    gapped_straight_through(0.7),
+    gapped_straight_through(0.7, gap=None),
+    reinmax(),
+]
 
 
 @functools.cache
 def score_gradient(name):
-    loss = lambda p, k: surrogate(score(), TOYS[name], k, p, CUBIC, objective=iwae, num_samples=3)[0]  # noqa: E731
+    def loss(p, k):
+        return surrogate(score(), TOYS[name], k, p, CUBIC, objective=iwae, num_samples=3)[0]
+
     return jax.jit(jax.value_and_grad(loss))
 
 
-CASES = [(rule, "two") for rule in [*HARD, gumbel_softmax(0.5)]] + [(rule, "bits") for rule in (HARD[1], HARD[4], HARD[5])]
+CASES = [(rule, "two") for rule in [*HARD, gumbel_softmax(0.5)]] + [
+    (rule, "bits") for rule in (HARD[1], HARD[4], HARD[5])
+]
 
 
 @pytest.mark.parametrize(("rule", "name"), CASES, ids=lambda p: getattr(p, "name", p))
 def test_value_theta_and_edges(rule, name):
-    """vmap = loop and finite at extreme logits. Hard rules: value and theta gradient are those of any rule at these draws."""
+    """vmap = loop and finite at extreme logits. Hard rules: value and theta gradient are those of
+    any rule at these draws.
+    """
     toy = TOYS[name]
-    grad = jax.jit(jax.value_and_grad(lambda p, k: surrogate(rule, toy, k, p, CUBIC, objective=iwae, num_samples=3)[0]))
+    grad = jax.jit(
+        jax.value_and_grad(
+            lambda p, k: surrogate(rule, toy, k, p, CUBIC, objective=iwae, num_samples=3)[0]
+        )
+    )
     reference = score_gradient(name)
     keys = jax.random.split(jax.random.key(1), 2)
     for place in ("random", "edge"):
@@ -240,20 +316,34 @@ def test_value_theta_and_edges(rule, name):
         together = jax.vmap(grad, (None, 0))(params, keys)
         for i, key in enumerate(keys):
             value, (lam, theta) = grad(params, key)
-            assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), (value, (lam, theta)), tolerance=1e-12)
+            assert_close(
+                jax.tree.map(lambda leaf, i=i: leaf[i], together),
+                (value, (lam, theta)),
+                tolerance=1e-12,
+            )
             if rule in HARD:
                 same_value, (_, same_theta) = reference(params, key)
                 assert_close((value, theta), (same_value, same_theta), tolerance=1e-12)
 
 
 def test_the_direct_term_is_no_noise_and_is_kept_where_it_counts():
-    """One sample of IWAE is the ELBO, sample by sample; with two the direct dependence on log q stays, minus its mean."""
+    """One sample of IWAE is the ELBO, sample by sample; with two the direct dependence on log q
+    stays, minus its mean.
+    """
     toy, key = TOYS["one"], jax.random.key(3)
     params = at(toy, "random")
 
     def gradient(objective, num_samples):
         run = jax.grad(
-            lambda p: surrogate(straight_through(), toy, key, p, AFFINE, objective=objective, num_samples=num_samples)[0]
+            lambda p: surrogate(
+                straight_through(),
+                toy,
+                key,
+                p,
+                AFFINE,
+                objective=objective,
+                num_samples=num_samples,
+            )[0]
         )
         return run(params)[0]["logits"]
 
@@ -277,7 +367,15 @@ def test_they_are_named_biased_and_need_logits(rule):
 
 
 @pytest.mark.parametrize(
-    "make", [gumbel_softmax, straight_through, straight_through_gumbel, gumbel_rao, gapped_straight_through, reinmax]
+    "make",
+    [
+        gumbel_softmax,
+        straight_through,
+        straight_through_gumbel,
+        gumbel_rao,
+        gapped_straight_through,
+        reinmax,
+    ],
 )
 def test_settings_out_of_range_are_refused(make):
     assert make.__doc__.startswith("Biased")

@@ -1,4 +1,6 @@
-"""What tail-adaptive weights do to a fit: wider than the ELBO's where the target is not normal, the same where it is."""
+"""What tail-adaptive weights do to a fit: wider than the ELBO's where the target is not normal, the
+same where it is.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,15 @@ from vijax.objectives import elbo
 FAMILY, NUM_SAMPLES, NUM_STEPS, NUM_FITS = diag_normal(1), 64, 600, 8
 TARGETS = {
     "heavy_tails": lambda z: stats.t.logpdf(z, 2.0),
-    "two_modes": lambda z: jnp.logaddexp(stats.norm.logpdf(z, -2.0, 0.7), stats.norm.logpdf(z, 2.0, 0.7)),
+    "two_modes": lambda z: jnp.logaddexp(
+        stats.norm.logpdf(z, -2.0, 0.7), stats.norm.logpdf(z, 2.0, 0.7)
+    ),
     "normal": lambda z: stats.norm.logpdf(z, 0.7, 1.3),
 }
-RULES = {"elbo": rules.doubly_reparameterized(), "tail": rules.doubly_reparameterized(path_weights.tail_adaptive())}
+RULES = {
+    "elbo": rules.doubly_reparameterized(),
+    "tail": rules.doubly_reparameterized(path_weights.tail_adaptive()),
+}
 
 
 def fits(rule, target):
@@ -26,8 +33,13 @@ def fits(rule, target):
 
     def loss(lam, key):
         return -rule.surrogate(
-            key, FAMILY, lam, lambda s: target(s.z[0]) - s.log_q, objective=elbo, num_samples=NUM_SAMPLES
-        )[0]  # fmt: skip
+            key,
+            FAMILY,
+            lam,
+            lambda s: target(s.z[0]) - s.log_q,
+            objective=elbo,
+            num_samples=NUM_SAMPLES,
+        )[0]
 
     def step(carry, key):
         lam, state = carry
@@ -36,7 +48,9 @@ def fits(rule, target):
 
     def fit(key):
         lam = {"loc": jnp.array([0.5]), "log_scale": jnp.zeros(1)}
-        (lam, _), _ = jax.lax.scan(step, (lam, optimizer.init(lam)), jax.random.split(key, NUM_STEPS))
+        (lam, _), _ = jax.lax.scan(
+            step, (lam, optimizer.init(lam)), jax.random.split(key, NUM_STEPS)
+        )
         return lam["loc"][0], jnp.exp(lam["log_scale"][0])
 
     return jax.device_get(jax.jit(jax.vmap(fit))(jax.random.split(jax.random.key(0), NUM_FITS)))
@@ -55,14 +69,20 @@ def test_it_covers_more_mass_than_the_elbo(name):
 
 
 def test_the_elbo_fit_is_the_optimum_and_ranks_upside_down_would_narrow_it():
-    """Heavy tails: KL(q || p) by quadrature is least at the ELBO's scale; planted: the smallest weight has rank 1."""
+    """Heavy tails: KL(q || p) by quadrature is least at the ELBO's scale; planted: the smallest
+    weight has rank 1.
+    """
     grid, step = np.linspace(-60.0, 60.0, 40_001, retstep=True)
     scales = np.linspace(1.0, 2.0, 401)
-    log_q = -0.5 * (grid[None] / scales[:, None]) ** 2 - np.log(scales[:, None] * np.sqrt(2.0 * np.pi))
+    log_q = -0.5 * (grid[None] / scales[:, None]) ** 2 - np.log(
+        scales[:, None] * np.sqrt(2.0 * np.pi)
+    )
     log_p = np.asarray(TARGETS["heavy_tails"](grid), np.float64)
     best = scales[np.argmin(step * np.sum(np.exp(log_q) * (log_q - log_p[None]), axis=1))]
     loc, plain = fits(RULES["elbo"], TARGETS["heavy_tails"])
-    assert abs(plain.mean() - best) < 5.0 * plain.std(ddof=1) / NUM_FITS**0.5 + 0.0025  # the grid's step
+    assert (
+        abs(plain.mean() - best) < 5.0 * plain.std(ddof=1) / NUM_FITS**0.5 + 0.0025
+    )  # the grid's step
     assert abs(loc.mean()) < 5.0 * loc.std(ddof=1) / NUM_FITS**0.5
 
     tail = path_weights.tail_adaptive()

@@ -1,4 +1,6 @@
-"""Sigmoid belief nets: the log-joint is a density, every rule agrees with enumeration in two layers, the script runs."""
+"""Sigmoid belief nets: the log-joint is a density, every rule agrees with enumeration in two
+layers, the script runs.
+"""
 
 import itertools
 import json
@@ -27,7 +29,9 @@ def test_the_log_joint_sums_to_one(sizes, hidden):
 
     def log_p(v):
         x, *layers = jnp.split(v, np.cumsum([PIXELS, *sizes])[:-1])
-        return model.log_local(theta, None, layers[0] if len(sizes) == 1 else {"h1": layers[0], "h2": layers[1]}, x)
+        return model.log_local(
+            theta, None, layers[0] if len(sizes) == 1 else {"h1": layers[0], "h2": layers[1]}, x
+        )
 
     assert abs(jnp.sum(jnp.exp(jax.vmap(log_p)(every))) - 1.0) < 1e-5
 
@@ -35,7 +39,9 @@ def test_the_log_joint_sums_to_one(sizes, hidden):
 def test_simulation_has_the_models_law():
     model = vj.models.sigmoid_belief_net(PIXELS, (2,))
     theta, x = model.init(jax.random.key(3)), bits(PIXELS)
-    probs = jax.vmap(lambda x: jnp.sum(jnp.exp(jax.vmap(lambda z: model.log_local(theta, None, z, x))(bits(2)))))(x)
+    probs = jax.vmap(
+        lambda x: jnp.sum(jnp.exp(jax.vmap(lambda z: model.log_local(theta, None, z, x))(bits(2))))
+    )(x)
     _, drawn = model.simulate(jax.random.key(1), theta, DRAWS)
     share = jnp.mean(jnp.all(drawn[:, None] == x[None], axis=-1), axis=0)
     assert np.all(np.abs(share - probs) < 5.0 * np.sqrt(probs * (1.0 - probs) / DRAWS))
@@ -44,14 +50,23 @@ def test_simulation_has_the_models_law():
 @pytest.mark.parametrize("name", ["rloo", "disarm", "rebar"])
 def test_two_layers_are_unbiased_in_every_weight(name):
     """Rules per layer, the inner one given the outer draw, against enumerated() in both layers."""
-    model, guide = vj.models.sigmoid_belief_net(PIXELS, (2, 2)), vj.models.recognition_net(PIXELS, (2, 2))
+    model, guide = (
+        vj.models.sigmoid_belief_net(PIXELS, (2, 2)),
+        vj.models.recognition_net(PIXELS, (2, 2)),
+    )
     x = jnp.array([[1.0, 0.0]])
     batch = vj.Batch(x, jnp.arange(1))
-    exact = vj.estimator(model, guide, rules={"h1": rules.enumerated(), "h2": rules.enumerated()}, num_data=1)
+    exact = vj.estimator(
+        model, guide, rules={"h1": rules.enumerated(), "h2": rules.enumerated()}, num_data=1
+    )
     noisy = sbn.estimator(model, guide, sbn.RULES[name], x)
     params = noisy.init_params(jax.random.key(0))
-    answer = exact.estimate(jax.random.key(0), exact.init_params(jax.random.key(0))._replace(
-        theta=params.theta, phi=params.phi), exact.init(jax.random.key(0), params), batch)[0].grads  # fmt: skip
+    answer = exact.estimate(
+        jax.random.key(0),
+        exact.init_params(jax.random.key(0))._replace(theta=params.theta, phi=params.phi),
+        exact.init(jax.random.key(0), params),
+        batch,
+    )[0].grads
     state = noisy.init(jax.random.key(0), params)
     draw = jax.jit(jax.vmap(lambda key: noisy.estimate(key, params, state, batch)[0].grads))
     draws = draw(jax.random.split(jax.random.key(5), DRAWS))
@@ -62,14 +77,19 @@ def test_two_layers_are_unbiased_in_every_weight(name):
 
 @pytest.mark.parametrize("layers", ["8", "6,4"])
 def test_the_script_compares_rules_and_redraws_from_its_folder(layers, tmp_path):
-    folder = sbn.main(["--smoke", "--rules=rloo,disarm", f"--layers={layers}", f"--results_dir={tmp_path}"])
+    folder = sbn.main(
+        ["--smoke", "--rules=rloo,disarm", f"--layers={layers}", f"--results_dir={tmp_path}"]
+    )
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics["rules"]) == {"rloo", "disarm"}
     assert all(m["test_bound"] >= m["test_elbo"] for m in metrics["rules"].values())
     for figure in (folder / "figures").iterdir():
         figure.unlink()
     sbn.main([f"--replot={folder}"])
-    assert {path.stem for path in (folder / "figures").iterdir()} == {"train_elbo", "gradient_variance"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
+        "train_elbo",
+        "gradient_variance",
+    }
 
 
 @pytest.mark.slow
@@ -78,7 +98,11 @@ def test_every_rule_runs_and_learns(name, tmp_path):
     folder = sbn.main(["--smoke", f"--rules={name}", "--num_draws=8", f"--results_dir={tmp_path}"])
     metrics = json.loads((folder / "metrics.json").read_text())["rules"][name]
     curve = np.load(folder / "arrays.npz")[f"curve_{name}"]
-    assert np.all(np.isfinite(curve)) and curve[-1] > curve[0] and metrics["test_bound"] >= metrics["test_elbo"]
+    assert (
+        np.all(np.isfinite(curve))
+        and curve[-1] > curve[0]
+        and metrics["test_bound"] >= metrics["test_elbo"]
+    )
 
 
 def test_unknown_rules_are_named():
@@ -90,12 +114,22 @@ def test_what_is_given_wins_over_the_preset(capsys):
     def parsed(*args):
         return harness.parse(sbn.Config, "", args, presets=sbn.PRESETS)
 
-    published = {"data": "mnist", "binarize": "dynamic", "learning_rate": 1e-4, "num_steps": 1_000_000, "layers": (200,)}
+    published = {
+        "data": "mnist",
+        "binarize": "dynamic",
+        "learning_rate": 1e-4,
+        "num_steps": 1_000_000,
+        "layers": (200,),
+    }
     for args, changes in {
         ("--preset=published",): {},
         ("--preset", "published", "--num_steps", "200"): {"num_steps": 200},
-        ("--num-steps=1500", "--preset=published"): {"num_steps": 1500},  # the plain default, but given
-        ("--preset=published", "--layers=32,32", "--data=omniglot"): {"layers": (32, 32), "data": "omniglot"},
+        # The plain default, but given
+        ("--num-steps=1500", "--preset=published"): {"num_steps": 1500},
+        ("--preset=published", "--layers=32,32", "--data=omniglot"): {
+            "layers": (32, 32),
+            "data": "omniglot",
+        },
     }.items():
         config = parsed(*args)
         assert {name: getattr(config, name) for name in published} == published | changes, args

@@ -1,4 +1,6 @@
-"""The main job runs from its command line, its folder explains itself, and its parts do what the report says."""
+"""The main job runs from its command line, its folder explains itself, and its parts do what the
+report says.
+"""
 
 import dataclasses
 import json
@@ -29,26 +31,47 @@ def folder(tmp_path_factory):
 def table_folder(tmp_path_factory):
     """A finished run with a row phi_i per image, and everything else not the default."""
     where = f"--results_dir={tmp_path_factory.mktemp('table')}"
-    settings = ["--guide=per_datapoint", "--likelihood=gaussian", "--objective=renyi", "--alpha=0.5", "--num_samples=3"]
+    settings = [
+        "--guide=per_datapoint",
+        "--likelihood=gaussian",
+        "--objective=renyi",
+        "--alpha=0.5",
+        "--num_samples=3",
+    ]
     return vae.main([*TINY, *settings, "--rule=doubly_reparameterized", where])
 
 
 @pytest.mark.parametrize("which", ["folder", "table_folder"])
 def test_a_run_leaves_a_folder_that_explains_itself(which, request):
     folder = request.getfixturevalue(which)
-    assert folder.parent.name == "vae" and folder.name[8] == "T" and len(folder.name.split("-")[1]) == 8
+    assert (
+        folder.parent.name == "vae"
+        and folder.name[8] == "T"
+        and len(folder.name.split("-")[1]) == 8
+    )
     config, metrics, arrays = harness.read(folder)
     assert config["latent_dim"] == 3 and arrays["latent"].shape == (128, 3)
     environment = json.loads((folder / "environment.json").read_text())
-    assert {"commit", "versions", "device", "seconds"} <= set(environment) and environment["seconds"] > 0
+    assert {"commit", "versions", "device", "seconds"} <= set(environment) and environment[
+        "seconds"
+    ] > 0
     summary = (folder / "summary.txt").read_text()
-    for part in ("train ELBO", "test ELBO", "test log-evidence", "gap", "s to compile", "s per epoch"):
+    for part in (
+        "train ELBO",
+        "test ELBO",
+        "test log-evidence",
+        "gap",
+        "s to compile",
+        "s per epoch",
+    ):
         assert part in summary
     assert sorted(path.stem for path in (folder / "figures").iterdir()) == FIGURES
     for path in (folder / "figures").iterdir():
         grey = np.asarray(Image.open(path).convert("L"))
         assert min(grey.shape) > 200 and grey.std() > 5  # not blank
-    assert 3 <= metrics["compilations"] <= 6  # parameters, the loop's start, its steps; what reads the first result
+    assert (
+        3 <= metrics["compilations"] <= 6
+    )  # parameters, the loop's start, its steps; what reads the first result
     assert metrics["compile_seconds"] > 0 and metrics["seconds_per_epoch"] > 0
 
 
@@ -57,7 +80,9 @@ def test_the_report_is_made_of_the_stored_images(which, request):
     _, metrics, arrays = harness.read(request.getfixturevalue(which))
     gap = arrays["test_log_evidence"] - arrays["test_elbo"]
     assert metrics["gap"] == pytest.approx(gap.mean(), rel=1e-4) and metrics["gap"] > 0
-    assert metrics["test_elbo_images_se"] == pytest.approx(arrays["test_elbo"].std(ddof=1) / 128**0.5, rel=1e-4)
+    assert metrics["test_elbo_images_se"] == pytest.approx(
+        arrays["test_elbo"].std(ddof=1) / 128**0.5, rel=1e-4
+    )
     sampling = np.sqrt(np.sum(arrays["test_standard_error"] ** 2)) / 128
     assert metrics["test_log_evidence_sampling_se"] == pytest.approx(sampling, rel=1e-4)
     assert arrays["train_curve"][-1] > arrays["train_curve"][0]
@@ -70,14 +95,18 @@ def test_figures_are_drawn_again_from_the_folder_alone(folder, tmp_path):
     shutil.rmtree(copy / "figures")
     assert vae.main([f"--replot={copy}"]) == copy
     for name in FIGURES:
-        again, before = (np.asarray(Image.open(f / "figures" / f"{name}.png")) for f in (copy, folder))
+        again, before = (
+            np.asarray(Image.open(f / "figures" / f"{name}.png")) for f in (copy, folder)
+        )
         np.testing.assert_array_equal(again, before)
     with pytest.raises(FileNotFoundError, match="no finished results folder"):
         vae.plot(tmp_path)
 
 
 def test_theta_is_frozen_while_rows_of_test_images_are_fitted():
-    config = dataclasses.replace(vae.smoke_settings(vae.Config(guide="per_datapoint")), max_scored=32, test_steps=100)
+    config = dataclasses.replace(
+        vae.smoke_settings(vae.Config(guide="per_datapoint")), max_scored=32, test_steps=100
+    )
     job = vae.build(config)
     held_out = vae_training.held_out_fitter(config, job)
     assert held_out is not None
@@ -86,7 +115,10 @@ def test_theta_is_frozen_while_rows_of_test_images_are_fitted():
     before = estimator.init_params(jax.random.key(0))
     after = held_out.fit(jax.random.key(1), before, before.phi, 100)
     jax.tree.map(np.testing.assert_array_equal, before.theta, after.theta)
-    score = [vae_training.score(jax.random.key(2), job.model, guide, p, job.scored_test, 10).elbo for p in (before, after)]
+    score = [
+        vae_training.score(jax.random.key(2), job.model, guide, p, job.scored_test, 10).elbo
+        for p in (before, after)
+    ]
     assert stats.ttest_rel(*score).statistic < -5  # and the bound of the same images has risen
 
 
@@ -114,7 +146,9 @@ def test_settings_without_a_meaning_are_refused(settings, message):
 
 
 def test_dynamic_binarization_averages_to_the_grey_image():
-    """The estimator sees x ~ Bernoulli(grey): a loss linear in x has its value at the grey image as mean."""
+    """The estimator sees x ~ Bernoulli(grey): a loss linear in x has its value at the grey image as
+    mean.
+    """
     grey = jnp.asarray([[0.0, 0.25, 1.0], [0.5, 0.75, 0.1]])
 
     def take(key, params, state, batch):
@@ -127,7 +161,8 @@ def test_dynamic_binarization_averages_to_the_grey_image():
     assert set(np.unique(drawn)) == {0.0, 1.0}
     error = np.sqrt(grey * (1 - grey) / 4000) + 1e-12
     assert np.max(np.abs(drawn.mean(axis=0) - grey) / error) < 5
-    assert np.max(np.abs((drawn > 0.5).mean(axis=0) - jnp.round(grey)) / error) > 5  # planted: thresholding is another thing
+    # Planted: thresholding is another thing
+    assert np.max(np.abs((drawn > 0.5).mean(axis=0) - jnp.round(grey)) / error) > 5
     alone = estimator.estimate(keys[0], (), (), jax.tree.map(lambda leaf: leaf[1:], batch))[0]
     np.testing.assert_array_equal(alone[0], drawn[0, 1])  # the draw follows the datum
 
@@ -142,10 +177,14 @@ def test_pixel_densities_match_scipy_and_the_variance_has_a_floor():
     assert flat == pytest.approx(stats.norm.logpdf(0.0, 0.0, 0.1), rel=1e-5)
     bits = jnp.asarray([0.0, 1.0, 1.0, 0.0])
     expected = stats.bernoulli.logpmf(np.asarray(bits, int), 1 / (1 + np.exp(-output[:4]))).sum()
-    assert bernoulli_pixels().log_prob(jnp.asarray(output[:4]), bits) == pytest.approx(expected, rel=1e-5)
+    assert bernoulli_pixels().log_prob(jnp.asarray(output[:4]), bits) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("likelihood", [bernoulli_pixels(), normal_pixels(min_scale=0.2)], ids=["bernoulli", "normal"])
+@pytest.mark.parametrize(
+    "likelihood", [bernoulli_pixels(), normal_pixels(min_scale=0.2)], ids=["bernoulli", "normal"]
+)
 def test_simulated_images_have_the_decoders_mean(likelihood):
     model = vj.models.vae(Mlp((5,), 3 * likelihood.outputs_per_pixel), 2, likelihood)
     theta = model.init(jax.random.key(0))
@@ -153,7 +192,8 @@ def test_simulated_images_have_the_decoders_mean(likelihood):
     decoder = Mlp((5,), 3 * likelihood.outputs_per_pixel)
     residual = np.asarray(x - jax.vmap(lambda z: likelihood.mean(decoder.apply(theta, z)))(z))
     assert np.max(np.abs(residual.mean(axis=0)) / (residual.std(axis=0) / 4000**0.5)) < 5
-    assert np.max(np.abs((residual + 0.2).mean(axis=0)) / (residual.std(axis=0) / 4000**0.5)) > 5  # planted: a shifted mean
+    # Planted: a shifted mean
+    assert np.max(np.abs((residual + 0.2).mean(axis=0)) / (residual.std(axis=0) / 4000**0.5)) > 5
 
 
 def test_closed_form_kl_applies_because_the_prior_is_stated():
@@ -161,5 +201,6 @@ def test_closed_form_kl_applies_because_the_prior_is_stated():
     guide = vj.guides.per_datapoint(vj.families.diag_normal(2), num_data=5)
     rule = vj.rules.closed_form_kl(vj.rules.pathwise())
     vj.estimator(model, guide, rules=rule, num_samples=2, num_data=5)
-    with pytest.raises(ValueError, match="no prior is stated"):  # planted: the same model without the statement
+    # Planted: the same model without the statement
+    with pytest.raises(ValueError, match="no prior is stated"):
         vj.estimator(model._replace(prior_z=None), guide, rules=rule, num_samples=2, num_data=5)

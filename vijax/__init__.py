@@ -1,7 +1,8 @@
 """vijax: variational inference research in JAX.
 
-`estimator(model, guide, objective=..., rules=..., num_samples=..., num_data=...)` binds any objective, gradient rule and
-family that are legal together; `fit` optimises it, `lab` measures it, `diagnostics` scores the result.
+`estimator(model, guide, objective=..., rules=..., num_samples=..., num_data=...)` binds any
+objective, gradient rule and family that are legal together; `fit` optimises it, `lab` measures it,
+`diagnostics` scores the result.
 """
 
 from vijax import (
@@ -21,7 +22,18 @@ from vijax import (
 )
 from vijax.estimators import estimator, split
 from vijax.fit import FitResult, NonFiniteError, fit
-from vijax.types import Batch, Estimate, Estimator, Family, Guide, Model, Params, Prior, Rule, Sample
+from vijax.types import (
+    Batch,
+    Estimate,
+    Estimator,
+    Family,
+    Guide,
+    Model,
+    Params,
+    Prior,
+    Rule,
+    Sample,
+)
 from vijax.wake_sleep import sleep
 
 __all__ = [

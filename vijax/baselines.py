@@ -1,5 +1,6 @@
-"""Baselines for score-function rules. One idea: a sample's signal is R(log_w) minus R with that sample's own entry
-replaced by something that does not depend on it; leave-one-out, running mean and network differ in what they put there.
+"""Baselines for score-function rules. One idea: a sample's signal is R(log_w) minus R with that
+sample's own entry replaced by something that does not depend on it; leave-one-out, running mean and
+network differ in what they put there.
 """
 
 import math
@@ -15,24 +16,38 @@ from vijax.types import Array, Key, Objective, PyTree, Scalar
 
 
 class Baseline(NamedTuple):
-    """How the signal of a score rule is formed, and what it learns or remembers."""
+    """How the signal of a score rule is formed, and what it learns or remembers.
+
+    Attributes:
+      signal: (objective, log_w [K], control, state, x) -> [K] multipliers of dlog q_k
+      unbiased: does the signal keep the expected gradient that of the objective?
+      num_auxiliary: S further draws from q; their log-weights follow the K samples' own: log_w [K +
+        S] -> [K]
+      init: -> control
+      loss: goes down, in control
+      update: after use; value is R(log_w), averaged
+    """
 
     name: str
-    signal: Callable[..., Array]  # (objective, log_w [K], control, state, x) -> [K] multipliers of dlog q_k
+    signal: Callable[..., Array]
     min_samples: int = 1
-    unbiased: bool = True  # does the signal keep the expected gradient that of the objective?
-    num_auxiliary: int = 0  # S further draws from q; their log-weights follow the K samples' own: log_w [K + S] -> [K]
+    unbiased: bool = True
+    num_auxiliary: int = 0
     advice: str = ""
-    init: Callable[[Key], PyTree] = lambda key: ()  # -> control
-    loss: Callable[..., Scalar] = lambda control, value, x: jnp.zeros(())  # goes down, in control
+    init: Callable[[Key], PyTree] = lambda key: ()
+    loss: Callable[..., Scalar] = lambda control, value, x: jnp.zeros(())
     init_state: Callable[[], PyTree] = lambda: ()
-    update: Callable[[PyTree, PyTree], PyTree] = lambda state, value: state  # after use; value is R(log_w), averaged
+    update: Callable[[PyTree, PyTree], PyTree] = lambda state, value: state
 
 
 def none() -> Baseline:
-    """No baseline. ELBO: sample k is multiplied by log_w_k / K (Williams 1992); other objectives: by R(log_w)."""
+    """No baseline. ELBO: sample k is multiplied by log_w_k / K (Williams 1992); other objectives:
+    by R(log_w).
+    """
 
-    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+    def signal(
+        objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
+    ) -> Array:
         if is_linear(objective):
             return log_w / log_w.shape[0]
         return jnp.broadcast_to(objective(log_w), log_w.shape)
@@ -41,36 +56,50 @@ def none() -> Baseline:
 
 
 def leave_one_out(average: Objective = elbo) -> Baseline:
-    """An average of the other K - 1 samples' log-weights stands in for a sample's own. Needs K >= 2.
+    """An average of the other K - 1 samples' log-weights stands in for a sample's own. Needs K >=
+    2.
 
-    RLOO for the ELBO (Kool et al. 2019; equals VarGrad, Richter et al. 2020). For IWAE it is VIMCO (Mnih and Rezende 2016):
-    the default is its geometric mean of the weights (eq. 9), `leave_one_out(objectives.iwae)` the arithmetic one (eq. 8).
+    RLOO for the ELBO (Kool et al. 2019; equals VarGrad, Richter et al. 2020). For IWAE it is VIMCO
+    (Mnih and Rezende 2016): the default is its geometric mean of the weights (eq. 9),
+    `leave_one_out(objectives.iwae)` the arithmetic one (eq. 8).
 
     Args:
-      average: a function [K - 1] -> [], such as an objective. The objective itself makes the signal R - R(the others).
+      average: a function [K - 1] -> [], such as an objective. The objective itself makes the signal
+        R - R(the others).
     """
 
-    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+    def signal(
+        objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
+    ) -> Array:
         if is_linear(average):
             stand_in = (jnp.sum(log_w) - log_w) / (log_w.shape[0] - 1)
         else:
             stand_in = jax.vmap(average)(others(log_w))
         return replace_one(objective, log_w, stand_in)
 
-    advice = "Its baseline is the mean of the other samples. Raise num_samples, or write score(baselines.moving_average())."
-    name = "leave_one_out()" if is_linear(average) else f"leave_one_out({getattr(average, '__name__', 'average')})"
+    advice = (
+        "Its baseline is the mean of the other samples. Raise num_samples, or write "
+        "score(baselines.moving_average())."
+    )
+    name = (
+        "leave_one_out()"
+        if is_linear(average)
+        else f"leave_one_out({getattr(average, '__name__', 'average')})"
+    )
     return Baseline(name, signal, min_samples=2, advice=advice)
 
 
 def ovis(gamma: float = 0.0) -> Baseline:
-    """OVIS, the variance-optimal control variate for K -> infinity. Lievin et al. 2020, eq. 13; needs K >= 2.
+    """OVIS, the variance-optimal control variate for K -> infinity. Lievin et al. 2020, eq. 13;
+    needs K >= 2.
 
-    Sample k's total multiplier is R - R_k - c_k, c_k = R(the others) - gamma R_k + (1 - gamma) log(1 - 1/K), with R_k =
-    dR/dlog_w_k (for IWAE the weight v_k).
+    Sample k's total multiplier is R - R_k - c_k, c_k = R(the others) - gamma R_k + (1 - gamma)
+    log(1 - 1/K), with R_k = dR/dlog_w_k (for IWAE the weight v_k).
 
-    Biased unless gamma = 0 (the paper's choice for small effective sample size; there `leave_one_out(objectives.iwae)` up to
-    a constant of mean zero). With gamma = 1 (its choice for large K) the mean is grad E[R] + E[sum_k R_k dlog q_k]: for IWAE
-    the gradient of L_K plus that of reweighted wake-sleep's phi, the mean of the path derivative with all of R_k.
+    Biased unless gamma = 0 (the paper's choice for small effective sample size; there
+    `leave_one_out(objectives.iwae)` up to a constant of mean zero). With gamma = 1 (its choice for
+    large K) the mean is grad E[R] + E[sum_k R_k dlog q_k]: for IWAE the gradient of L_K plus that
+    of reweighted wake-sleep's phi, the mean of the path derivative with all of R_k.
 
     Args:
       gamma: in [0, 1].
@@ -78,27 +107,43 @@ def ovis(gamma: float = 0.0) -> Baseline:
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"ovis(gamma={gamma}): gamma must lie between 0 (unbiased) and 1.")
 
-    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+    def signal(
+        objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
+    ) -> Array:
         num_samples = log_w.shape[0]
-        constant = (1.0 - gamma) * math.log1p(-1.0 / num_samples) + 1.0 / num_samples  # the rule adds 1/K: taken off here
-        return objective(log_w) - jax.vmap(objective)(others(log_w)) + gamma * jax.grad(objective)(log_w) - constant
+        # The rule adds 1/K: taken off here
+        constant = (1.0 - gamma) * math.log1p(-1.0 / num_samples) + 1.0 / num_samples
+        return (
+            objective(log_w)
+            - jax.vmap(objective)(others(log_w))
+            + gamma * jax.grad(objective)(log_w)
+            - constant
+        )
 
     advice = "It compares with the objective of the other samples: raise num_samples."
     return Baseline(f"ovis({gamma:g})", signal, min_samples=2, unbiased=gamma == 0.0, advice=advice)
 
 
 def ovis_monte_carlo(num_auxiliary: int) -> Baseline:
-    """OVIS-MC: sample k's control variate is its multiplier's average over S other values of z_k. Lievin et al. 2020, eq. 11.
+    """OVIS-MC: sample k's control variate is its multiplier's average over S other values of z_k.
+    Lievin et al. 2020, eq. 11.
 
-    Sample k's total multiplier is d_k - mean_s d_k(z_k := z^s), d_k = R - R_k: unbiased, for any objective.
+    Sample k's total multiplier is d_k - mean_s d_k(z_k := z^s), d_k = R - R_k: unbiased, for any
+    objective.
 
     Args:
-      num_auxiliary: S further draws from q, shared by all k, at S evaluations of the integrand and S K^2 scalars.
+      num_auxiliary: S further draws from q, shared by all k, at S evaluations of the integrand and
+        S K^2 scalars.
     """
     if num_auxiliary < 1:
-        raise ValueError(f"ovis_monte_carlo(num_auxiliary={num_auxiliary}): at least 1 draw is needed; or write ovis().")
+        raise ValueError(
+            f"ovis_monte_carlo(num_auxiliary={num_auxiliary}): at least 1 draw is needed; or "
+            f"write ovis()."
+        )
 
-    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+    def signal(
+        objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
+    ) -> Array:
         num_samples = log_w.shape[0] - num_auxiliary
         own, extra = log_w[:num_samples], log_w[num_samples:]
 
@@ -108,13 +153,18 @@ def ovis_monte_carlo(num_auxiliary: int) -> Baseline:
             return bound - slope[k]
 
         each = jax.vmap(jax.vmap(multiplier, in_axes=(None, 0)), in_axes=(0, None))
-        return objective(own) - jnp.mean(each(jnp.arange(num_samples), extra), axis=1) - 1.0 / num_samples
+        return (
+            objective(own)
+            - jnp.mean(each(jnp.arange(num_samples), extra), axis=1)
+            - 1.0 / num_samples
+        )
 
     return Baseline(f"ovis_monte_carlo({num_auxiliary})", signal, num_auxiliary=num_auxiliary)
 
 
 def moving_average(decay: float = 0.99) -> Baseline:
-    """An exponential running mean of the objective stands in. Used, then updated: the other order scales the gradient.
+    """An exponential running mean of the objective stands in. Used, then updated: the other order
+    scales the gradient.
 
     Args:
       decay: in (0, 1); weight of the past. Bias-corrected, so the first steps are not drawn to 0.
@@ -122,7 +172,9 @@ def moving_average(decay: float = 0.99) -> Baseline:
     if not 0.0 < decay < 1.0:
         raise ValueError(f"moving_average(decay={decay}): decay must lie strictly between 0 and 1.")
 
-    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+    def signal(
+        objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
+    ) -> Array:
         mean = state["sum"] / jnp.maximum(state["weight"], 1e-12)
         return replace_one(objective, log_w, jnp.broadcast_to(mean, log_w.shape))
 
@@ -143,11 +195,13 @@ def moving_average(decay: float = 0.99) -> Baseline:
 
 
 def learned(network: object, *, x: PyTree = None) -> Baseline:
-    """A network of the datum stands in, fitted to the objective by least squares. NVIL, Mnih and Gregor 2014, eq. 8.
+    """A network of the datum stands in, fitted to the objective by least squares. NVIL, Mnih and
+    Gregor 2014, eq. 8.
 
     Args:
-      network: datum -> one number; a flax module or an (init, apply) pair, see `networks.as_network`. The paper's division
-        by a running standard deviation is left out: it biases the gradient, and Adam undoes it anyway.
+      network: datum -> one number; a flax module or an (init, apply) pair, see
+        `networks.as_network`. The paper's division by a running standard deviation is left out: it
+        biases the gradient, and Adam undoes it anyway.
       x: one datum (or its `jax.ShapeDtypeStruct`), for modules that are initialised by a call.
     """
     net = as_network(network, x)
@@ -155,7 +209,9 @@ def learned(network: object, *, x: PyTree = None) -> Baseline:
     def predict(control: PyTree, x: PyTree) -> Scalar:
         return jnp.reshape(net.apply(control, x), ())
 
-    def signal(objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree) -> Array:
+    def signal(
+        objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
+    ) -> Array:
         return replace_one(objective, log_w, jnp.broadcast_to(predict(control, x), log_w.shape))
 
     def loss(control: PyTree, value: Scalar, x: PyTree) -> Scalar:

@@ -1,6 +1,7 @@
 """Every gradient rule at its usual settings, and the table that the rules' own metadata makes.
 
-`python -m vijax.catalogue` prints the table; the README holds a copy. A new rule is one line in `CATALOGUE`.
+`python -m vijax.catalogue` prints the table; the README holds a copy. A new rule is one line in
+`CATALOGUE`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,18 +21,26 @@ CATALOGUE: Mapping[str, Callable[[Family], Rule]] = {
     # Through the sampler.
     "pathwise()": lambda family: rules.pathwise(),
     "doubly_reparameterized()": lambda family: rules.doubly_reparameterized(),
-    "doubly_reparameterized(path_weights.sticking())": lambda family: rules.doubly_reparameterized(path_weights.sticking()),
-    "doubly_reparameterized(path_weights.wake())": lambda family: rules.doubly_reparameterized(path_weights.wake()),
-    "doubly_reparameterized(path_weights.interpolated(0.5))": lambda family: rules.doubly_reparameterized(
-        path_weights.interpolated(0.5)
+    "doubly_reparameterized(path_weights.sticking())": lambda family: rules.doubly_reparameterized(
+        path_weights.sticking()
     ),
-    "doubly_reparameterized(path_weights.tail_adaptive())": lambda family: rules.doubly_reparameterized(
-        path_weights.tail_adaptive()
+    "doubly_reparameterized(path_weights.wake())": lambda family: rules.doubly_reparameterized(
+        path_weights.wake()
     ),
-    "generalized_doubly_reparameterized()": lambda family: rules.generalized_doubly_reparameterized(),
+    "doubly_reparameterized(path_weights.interpolated(0.5))": lambda family: (
+        rules.doubly_reparameterized(path_weights.interpolated(0.5))
+    ),
+    "doubly_reparameterized(path_weights.tail_adaptive())": lambda family: (
+        rules.doubly_reparameterized(path_weights.tail_adaptive())
+    ),
+    "generalized_doubly_reparameterized()": lambda family: (
+        rules.generalized_doubly_reparameterized()
+    ),
     "fitted_score_term()": lambda family: rules.fitted_score_term(),
     "quadratic_control()": lambda family: rules.quadratic_control(),
-    "quadratic_control(carrier=by_score)": lambda family: rules.quadratic_control(carrier=rules.by_score),
+    "quadratic_control(carrier=by_score)": lambda family: rules.quadratic_control(
+        carrier=rules.by_score
+    ),
     "lax(critic)": lambda family: rules.lax(_critic(family)),
     "generalized_reparameterization()": lambda family: rules.generalized_reparameterization(),
     # Through log q.
@@ -54,7 +63,9 @@ CATALOGUE: Mapping[str, Callable[[Family], Rule]] = {
     "sum_and_sample(1, stochastic=True)": lambda family: rules.sum_and_sample(1, stochastic=True),
     "unordered_set()": lambda family: rules.unordered_set(),
     "importance_without_replacement()": lambda family: rules.importance_without_replacement(),
-    "importance_without_replacement(normalized=True)": lambda family: rules.importance_without_replacement(normalized=True),
+    "importance_without_replacement(normalized=True)": lambda family: (
+        rules.importance_without_replacement(normalized=True)
+    ),
     # Coupled draws.
     "arm()": lambda family: rules.arm(),
     "disarm()": lambda family: rules.disarm(),
@@ -86,13 +97,25 @@ OBJECTIVE_OF = {"covariance(betas)": thermodynamic(BETAS)}
 
 
 def table() -> str:
-    """The rules in Markdown: what latent, what objective, unbiased or not, evaluations, what is learned or kept, paper."""
-    lines = ["| rule | latent | objective | unbiased | evaluations | keeps | source |", "|---|---|---|---|---|---|---|"]
+    """The rules in Markdown: what latent, what objective, unbiased or not, evaluations, what is
+    learned or kept, paper.
+    """
+    lines = [
+        "| rule | latent | objective | unbiased | evaluations | keeps | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, make in CATALOGUE.items():
         rule = make(bernoulli(2))
         needs = rule.requires
         objective = "thermodynamic" if name in OBJECTIVE_OF else _objective(needs)
-        cells = (f"`{name}`", _latent(needs), objective, "yes" if needs.unbiased else "**no**", needs.evaluations, _keeps(rule))
+        cells = (
+            f"`{name}`",
+            _latent(needs),
+            objective,
+            "yes" if needs.unbiased else "**no**",
+            needs.evaluations,
+            _keeps(rule),
+        )
         lines.append(f"| {' | '.join(cells)} | {needs.paper} |")
     return "\n".join(lines)
 
@@ -116,14 +139,20 @@ def _objective(needs: Requirements) -> str:
 
 
 def _keeps(rule: Rule) -> str:
-    """What of the rule is learned (control) or remembered (running means), found by asking for its shapes."""
+    """What of the rule is learned (control) or remembered (running means), found by asking for its
+    shapes.
+    """
     control = jax.eval_shape(rule.init, jax.random.key(0))
     state = jax.eval_shape(rule.init_state)
-    parts = ["control"] * bool(jax.tree.leaves(control)) + ["running means"] * bool(jax.tree.leaves(state))
+    parts = ["control"] * bool(jax.tree.leaves(control)) + ["running means"] * bool(
+        jax.tree.leaves(state)
+    )
     return ", ".join(parts) or "-"
 
 
-def _critic(family: Family) -> tuple[Callable[[jax.Array], PyTree], Callable[[PyTree, PyTree], Scalar]]:
+def _critic(
+    family: Family,
+) -> tuple[Callable[[jax.Array], PyTree], Callable[[PyTree, PyTree], Scalar]]:
     """A linear critic of the latent, whatever its tree."""
 
     def init(key: jax.Array) -> PyTree:

@@ -1,6 +1,8 @@
-"""Log-densities for model authors and families, elementwise and in nats, with fused derivatives where autodiff wastes work.
+"""Log-densities for model authors and families, elementwise and in nats, with fused derivatives
+where autodiff wastes work.
 
-Each takes the value first and its parameters after it, broadcasts as `jnp` does, and returns an array: sum it yourself.
+Each takes the value first and its parameters after it, broadcasts as `jnp` does, and returns an
+array: sum it yourself.
 """
 
 import jax
@@ -24,10 +26,11 @@ def standard_normal(x: Array) -> Array:
 
 @jax.custom_jvp
 def bernoulli(x: Array, logits: Array) -> Array:
-    """Log Bernoulli(x; sigmoid(logits)) for x in {0, 1}, extended linearly to real x: x logits - softplus(logits).
+    """Log Bernoulli(x; sigmoid(logits)) for x in {0, 1}, extended linearly to real x: x logits -
+    softplus(logits).
 
-    The derivative in `logits` is x - sigmoid(logits), one transcendental and exact everywhere (1/2 at 0), so that the
-    value's log1p is dropped by the compiler whenever only the gradient is used.
+    The derivative in `logits` is x - sigmoid(logits), one transcendental and exact everywhere (1/2
+    at 0), so that the value's log1p is dropped by the compiler whenever only the gradient is used.
     """
     return x * logits - jax.nn.softplus(logits)
 
@@ -49,9 +52,11 @@ bernoulli.defjvp(_bernoulli_jvp, symbolic_zeros=True)
 
 @jax.custom_jvp
 def categorical(x: Array, logits: Array) -> Array:
-    """Log Categorical(x; softmax(logits)) for one-hot x, over the last axis: [..., C], [..., C] -> [...].
+    """Log Categorical(x; softmax(logits)) for one-hot x, over the last axis: [..., C], [..., C] ->
+    [...].
 
-    Extended linearly to real x. The derivative in `logits` is x - sum(x) softmax(logits), exact at ties.
+    Extended linearly to real x. The derivative in `logits` is x - sum(x) softmax(logits), exact at
+    ties.
     """
     return jnp.sum(x * jax.nn.log_softmax(logits), axis=-1)
 

@@ -1,4 +1,6 @@
-"""Guides: where q's parameters come from. One shared set, a table with a row phi_i per datum, or an encoder of x_i."""
+"""Guides: where q's parameters come from. One shared set, a table with a row phi_i per datum, or an
+encoder of x_i.
+"""
 
 import math
 from collections.abc import Callable
@@ -30,13 +32,18 @@ def shared(family: Family, *, init: Callable[[Key], PyTree] | None = None) -> Gu
     )
 
 
-def per_datapoint(family: Family, num_data: int, *, init: Callable[[Key], PyTree] | None = None) -> Guide:
-    """q(z_i; phi_i): a table of parameters, one row per datum; the classical (non-amortized) scheme.
+def per_datapoint(
+    family: Family, num_data: int, *, init: Callable[[Key], PyTree] | None = None
+) -> Guide:
+    """q(z_i; phi_i): a table of parameters, one row per datum; the classical (non-amortized)
+    scheme.
 
-    phi: the family's lam with a leading axis of num_data rows. A step of `fit` touches the rows of its batch only.
+    phi: the family's lam with a leading axis of num_data rows. A step of `fit` touches the rows of
+    its batch only.
 
     Args:
-      num_data: N, the number of rows.    init: key -> initial lam of one row; default the family's.
+      num_data: N, the number of rows.
+      init: key -> initial lam of one row; default the family's.
     """
     if num_data < 1:
         raise ValueError(f"per_datapoint(num_data={num_data}): the table needs at least one row.")
@@ -53,15 +60,18 @@ def per_datapoint(family: Family, num_data: int, *, init: Callable[[Key], PyTree
 
 
 def amortized(family: Family, encoder: Any, *, x: PyTree = None) -> Guide:
-    """q(z_i; encoder(x_i)): the parameters are a function of the datum. Kingma and Welling 2014; Rezende et al. 2014.
+    """q(z_i; encoder(x_i)): the parameters are a function of the datum. Kingma and Welling 2014;
+    Rezende et al. 2014.
 
     Args:
-      encoder: one datum -> lam, or -> a flat vector with as many numbers as lam, filled in the order of `jax.tree.leaves`
-        (for normals: `loc` first, then `log_scale`). A flax module or an (init, apply) pair, see `networks.as_network`.
+      encoder: one datum -> lam, or -> a flat vector with as many numbers as lam, filled in the
+        order of `jax.tree.leaves` (for normals: `loc` first, then `log_scale`). A flax module or an
+        (init, apply) pair, see `networks.as_network`.
       x: one datum (or its `jax.ShapeDtypeStruct`), for modules that are initialised by a call.
 
     Raises:
-      ValueError: if the encoder's output fits neither form; at once if `x` is given, else when traced.
+      ValueError: if the encoder's output fits neither form; at once if `x` is given, else when
+        traced.
     """
     network, like = as_network(encoder, x), lam_like(family)
     leaves, tree = jax.tree.flatten(like)
@@ -75,14 +85,20 @@ def amortized(family: Family, encoder: Any, *, x: PyTree = None) -> Guide:
         if len(flat) != 1 or flat[0].shape != (sum(sizes),):
             got = [leaf.shape for leaf in flat]
             raise ValueError(
-                f"the encoder returned shapes {got} for one datum, but {family.name} needs {like} or one vector of "
-                f"{sum(sizes)} numbers. Make the last layer {sum(sizes)} wide; the guide adds no layer of its own."
+                f"the encoder returned shapes {got} for one datum, but {family.name} needs {like} "
+                f"or one vector of "
+                f"{sum(sizes)} numbers. Make the last layer {sum(sizes)} wide; the guide adds no "
+                f"layer of its own."
             )
         parts = jnp.split(flat[0], [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
-        return jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+        return jax.tree.unflatten(
+            tree, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        )
 
     if x is not None:
-        jax.eval_shape(lambda key, x: fill(network.apply(network.init(key), x)), jax.random.key(0), x)
+        jax.eval_shape(
+            lambda key, x: fill(network.apply(network.init(key), x)), jax.random.key(0), x
+        )
     return Guide(
         init=network.init,
         family_w=None,
@@ -95,10 +111,13 @@ def amortized(family: Family, encoder: Any, *, x: PyTree = None) -> Guide:
 
 
 def hierarchical(*, w: Guide, z: Guide) -> Guide:
-    """q(w) prod_i q(z_i): a `shared` guide for the global latent together with a local one. phi: {"w": ..., "z": ...}."""
+    """q(w) prod_i q(z_i): a `shared` guide for the global latent together with a local one. phi:
+    {"w": ..., "z": ...}.
+    """
     if w.family_w is None or w.family_z is not None or z.family_z is None or z.family_w is not None:
         raise ValueError(
-            "hierarchical(w=..., z=...) joins a global guide with a local one: w=shared(...), z=per_datapoint(...) or "
+            "hierarchical(w=..., z=...) joins a global guide with a local one: w=shared(...), "
+            "z=per_datapoint(...) or "
             "amortized(...)."
         )
 
@@ -118,7 +137,9 @@ def hierarchical(*, w: Guide, z: Guide) -> Guide:
 
 
 def located(guide: Guide) -> Guide:
-    """The guide whose phi is q's parameters themselves: lam of w, and one row lam_i for every datum of a batch."""
+    """The guide whose phi is q's parameters themselves: lam of w, and one row lam_i for every datum
+    of a batch.
+    """
     both = guide.family_w is not None and guide.family_z is not None
 
     def tables(lam: PyTree) -> PyTree:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible():
-    """Yields a list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once. Main thread only."""
+    """Yields a list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once. Main
+    thread only.
+    """
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield seen

@@ -1,4 +1,6 @@
-"""Minibatches: drawn without replacement in O(batch), by a keyed bijection of [0, N), or taken from an iterator."""
+"""Minibatches: drawn without replacement in O(batch), by a keyed bijection of [0, N), or taken from
+an iterator.
+"""
 
 import itertools
 import math
@@ -22,12 +24,13 @@ def steps_per_epoch(num_data: int, batch_size: int) -> int:
 def batch_index(key: Key, step: Array, *, num_data: int, batch_size: int) -> Array:
     """[B] distinct rows for optimisation step `step`; a pure function of (key, step).
 
-    Each epoch is a fresh pseudo-random permutation cut into batches. Where B does not divide N, the last batch reaches
-    back into the previous one so that it is full: every batch is a uniform sample without replacement, hence unbiased, and
-    every datum is visited in every epoch.
+    Each epoch is a fresh pseudo-random permutation cut into batches. Where B does not divide N, the
+    last batch reaches back into the previous one so that it is full: every batch is a uniform
+    sample without replacement, hence unbiased, and every datum is visited in every epoch.
 
     Args:
-      key: the same for the whole run.    step: [] int.
+      key: the same for the whole run.
+      step: [] int.
     """
     per_epoch = steps_per_epoch(num_data, batch_size)
     epoch, turn = step // per_epoch, step % per_epoch
@@ -38,8 +41,8 @@ def batch_index(key: Key, step: Array, *, num_data: int, batch_size: int) -> Arr
 def permute(key: Key, position: Array, num_data: int) -> Array:
     """A keyed bijection of [0, num_data), elementwise on integer positions.
 
-    An alternating Feistel network on Z_a x Z_b with a b slightly above N (Black and Rogaway 2002), cycle-walking the few
-    positions that land outside.
+    An alternating Feistel network on Z_a x Z_b with a b slightly above N (Black and Rogaway 2002),
+    cycle-walking the few positions that land outside.
     """
     if num_data < 2:
         return position
@@ -72,21 +75,30 @@ def _add(value: Array, other: Array, key: Array, size: int) -> Array:
     return jnp.where(moved >= size, moved - size, moved)
 
 
-def next_batches(data: Iterator[Batch], size: int, chunk_size: int, layout: Layout | None, num_data: int) -> tuple[PyTree, int]:
-    """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not recompile; and how many.
+def next_batches(
+    data: Iterator[Batch], size: int, chunk_size: int, layout: Layout | None, num_data: int
+) -> tuple[PyTree, int]:
+    """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not
+    recompile; and how many.
 
     Args:
-      layout: of the tables, if there are any: their rows are then written back, which needs distinct ones.
+      layout: of the tables, if there are any: their rows are then written back, which needs
+        distinct ones.
     """
     batches = list(itertools.islice(data, size))
     shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
     if len(shapes) > 1:
-        raise ValueError(f"the iterator yields batches of different shapes, {sorted(shapes)}: cut or pad them to one size.")
+        raise ValueError(
+            f"the iterator yields batches of different shapes, {sorted(shapes)}: cut or pad them "
+            f"to one size."
+        )
     for index in (np.asarray(batch.index) for batch in batches if layout is not None):
         if index.min() < 0 or index.max() >= num_data or np.unique(index).size < index.size:
             raise ValueError(
-                f"a batch's index {index.tolist()[:20]} repeats a row or leaves [0, {num_data}): of a repeated row of a table "
-                "only one update would be kept. Draw without replacement, and do not pad with copies."
+                f"a batch's index {index.tolist()[:20]} repeats a row or leaves [0, {num_data}): "
+                f"of a repeated row of a table "
+                "only one update would be kept. Draw without replacement, and do not pad with "
+                "copies."
             )
     if not batches:
         return (), 0

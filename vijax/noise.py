@@ -1,8 +1,10 @@
-"""Where the randomness of K samples comes from: a plug for every rule that differentiates through the sampler.
+"""Where the randomness of K samples comes from: a plug for every rule that differentiates through
+the sampler.
 
-`pathwise(noise=antithetic())`, `doubly_reparameterized(noise=sobol())`. Each sample alone has the law of q; the plugs differ
-in how the K samples depend on each other. For the ELBO, every plug but `fixed` therefore leaves the expected gradient as it
-is; for a non-linear objective, dependent samples have a bound of their own, which `pathwise` then ascends.
+`pathwise(noise=antithetic())`, `doubly_reparameterized(noise=sobol())`. Each sample alone has the
+law of q; the plugs differ in how the K samples depend on each other. For the ELBO, every plug but
+`fixed` therefore leaves the expected gradient as it is; for a non-linear objective, dependent
+samples have a bound of their own, which `pathwise` then ascends.
 """
 
 import functools
@@ -19,13 +21,20 @@ BITS = 32
 
 
 class Noise(NamedTuple):
-    """How the noise of K samples is drawn together."""
+    """How the noise of K samples is drawn together.
+
+    Attributes:
+      draw: -> noise of K samples, leaves [K, ...], for `family.transport`
+      check: raises ValueError if it cannot
+      independent: are the samples independent of each other?
+      unbiased: has each sample the law of q, afresh at each step?
+    """
 
     name: str
-    draw: Callable[[Key, Family, int], PyTree]  # -> noise of K samples, leaves [K, ...], for `family.transport`
-    check: Callable[[Family, int], None] = lambda family, num_samples: None  # raises ValueError if it cannot
-    independent: bool = True  # are the samples independent of each other?
-    unbiased: bool = True  # has each sample the law of q, afresh at each step?
+    draw: Callable[[Key, Family, int], PyTree]
+    check: Callable[[Family, int], None] = lambda family, num_samples: None
+    independent: bool = True
+    unbiased: bool = True
 
 
 IID = Noise("iid()", lambda key, family, num_samples: family.noise(key, num_samples))
@@ -37,28 +46,36 @@ def iid() -> Noise:
 
 
 def antithetic() -> Noise:
-    """K/2 independent samples and their mirror images in quantile space, u and 1 - u. Wu et al. 2019; Ren et al. 2019.
+    """K/2 independent samples and their mirror images in quantile space, u and 1 - u. Wu et al.
+    2019; Ren et al. 2019.
 
-    For a normal q the mirror image of the noise e is -e: odd parts of the integrand, such as the linear term, cancel exactly.
+    For a normal q the mirror image of the noise e is -e: odd parts of the integrand, such as the
+    linear term, cancel exactly.
     """
 
     def points(key: Key, num_samples: int, num_uniforms: int) -> Array:
         half = to_unit(jax.random.bits(key, (num_samples // 2, num_uniforms), jnp.uint32))
-        return jnp.concatenate([half, 1.0 - half])  # exact: the grid of `to_unit` is symmetric about 1/2
+        # Exact: the grid of `to_unit` is symmetric about 1/2
+        return jnp.concatenate([half, 1.0 - half])
 
     def check(family: Family, num_samples: int) -> None:
         if num_samples % 2:
-            raise ValueError(f"antithetic(): num_samples={num_samples} is odd, but samples come in pairs. Make it even.")
+            raise ValueError(
+                f"antithetic(): num_samples={num_samples} is odd, but samples come in pairs. Make "
+                f"it even."
+            )
 
     return from_points("antithetic()", points, check)
 
 
 def sobol() -> Noise:
-    """Randomised quasi-Monte Carlo: a Sobol' sequence, scrambled afresh at each draw. Buchholz et al. 2018.
+    """Randomised quasi-Monte Carlo: a Sobol' sequence, scrambled afresh at each draw. Buchholz et
+    al. 2018.
 
-    The scrambling is a random lower triangular matrix of bits per dimension and a random digital shift (Matousek 1998): every
-    point is uniform, so nothing is biased, and the variance of a smooth integrand's mean falls like K^-3 up to logarithms.
-    Best with K a power of two. With K = 1 it is `iid` in law. Up to 21,201 uniform numbers per sample (Joe and Kuo 2008).
+    The scrambling is a random lower triangular matrix of bits per dimension and a random digital
+    shift (Matousek 1998): every point is uniform, so nothing is biased, and the variance of a
+    smooth integrand's mean falls like K^-3 up to logarithms. Best with K a power of two. With K = 1
+    it is `iid` in law. Up to 21,201 uniform numbers per sample (Joe and Kuo 2008).
     """
 
     def points(key: Key, num_samples: int, num_uniforms: int) -> Array:
@@ -68,7 +85,8 @@ def sobol() -> Noise:
         scrambled = scramble(matrix_key, directions)
         index = np.arange(num_samples, dtype=np.uint32)
         digits = (index[:, None] >> np.arange(num_digits, dtype=np.uint32)) & 1  # [K, digits]
-        # Multiplying by 0 or 1 keeps or drops a direction; the fold over digits is the product in the field of two elements.
+        # Multiplying by 0 or 1 keeps or drops a direction; the fold over digits is the product in
+        # the field of two elements.
         kept = jnp.asarray(digits)[:, None, :] * scrambled[None, :, :]
         bits = jax.lax.reduce(kept, np.uint32(0), jax.lax.bitwise_xor, (2,))
         return to_unit(bits ^ jax.random.bits(shift_key, (1, num_uniforms), jnp.uint32))
@@ -77,13 +95,16 @@ def sobol() -> Noise:
 
 
 def fixed(key: Key, noise: Noise = IID) -> Noise:
-    """The same draws at every step, and for every datum: the sample-average approximation. Giordano et al. 2024.
+    """The same draws at every step, and for every datum: the sample-average approximation. Giordano
+    et al. 2024.
 
-    Biased for the expectation: the bound becomes a deterministic function with its own optimum, off by order K^-1/2. Optimise
-    it with any deterministic method, and judge the result by fresh draws: with few samples its loss is too good.
+    Biased for the expectation: the bound becomes a deterministic function with its own optimum, off
+    by order K^-1/2. Optimise it with any deterministic method, and judge the result by fresh draws:
+    with few samples its loss is too good.
 
     Args:
-      key: which draws; kept for good.    noise: how they are drawn.
+      key: which draws; kept for good.
+      noise: how they are drawn.
     """
 
     def draw(step_key: Key, family: Family, num_samples: int) -> PyTree:
@@ -100,7 +121,8 @@ def from_points(
     """A plug from any way of placing K points in the unit cube.
 
     Args:
-      points: (key, K, U) -> [K, U] in (0, 1), each row uniform on the cube.    check: raises ValueError if it cannot.
+      points: (key, K, U) -> [K, U] in (0, 1), each row uniform on the cube.
+      check: raises ValueError if it cannot.
     """
 
     def draw(key: Key, family: Family, num_samples: int) -> PyTree:
@@ -109,8 +131,10 @@ def from_points(
     def check_both(family: Family, num_samples: int) -> None:
         if family.from_uniform is None:
             raise ValueError(
-                f"{name} on {family.name}: its noise is no known function of uniform numbers (family.from_uniform is None). "
-                "Write noise=iid(), or rules per block, so that only the blocks that have one use this noise."
+                f"{name} on {family.name}: its noise is no known function of uniform numbers "
+                f"(family.from_uniform is None). "
+                "Write noise=iid(), or rules per block, so that only the blocks that have one use "
+                "this noise."
             )
         check(family, num_samples)
 
@@ -118,25 +142,35 @@ def from_points(
 
 
 def to_unit(bits: Array) -> Array:
-    """Uniform numbers strictly inside (0, 1) from random uint32 words; a grid symmetric about 1/2, exactly so in floats."""
+    """Uniform numbers strictly inside (0, 1) from random uint32 words; a grid symmetric about 1/2,
+    exactly so in floats.
+    """
     dtype = jnp.result_type(float)
     kept = min(jnp.finfo(dtype).nmant, BITS)
     return ((bits >> (BITS - kept)).astype(dtype) + 0.5) * 2.0**-kept
 
 
 def scramble(key: Key, directions: Array) -> Array:
-    """Multiply the bits of every direction number [D, J] by a random lower triangular matrix of bits per dimension."""
+    """Multiply the bits of every direction number [D, J] by a random lower triangular matrix of
+    bits per dimension.
+    """
     num_uniforms = directions.shape[0]
-    place = np.uint32(1) << np.arange(BITS - 1, -1, -1, dtype=np.uint32)  # [32] one bit each, most significant first
+    # [32] one bit each, most significant first
+    place = np.uint32(1) << np.arange(BITS - 1, -1, -1, dtype=np.uint32)
     above = ~(place | (place - np.uint32(1)))  # [32] the bits more significant than it
-    rows = jax.random.bits(key, (num_uniforms, 1, BITS), jnp.uint32) & above[None, None, :] | place[None, None, :]
+    rows = (
+        jax.random.bits(key, (num_uniforms, 1, BITS), jnp.uint32) & above[None, None, :]
+        | place[None, None, :]
+    )
     parity = jax.lax.population_count(rows & directions[:, :, None]) & 1  # [D, J, 32]
     return jax.lax.reduce(parity * place[None, None, :], np.uint32(0), jax.lax.bitwise_or, (2,))
 
 
 @functools.cache
 def sobol_directions(num_uniforms: int, num_digits: int) -> np.ndarray:
-    """[D, J] uint32 direction numbers of Joe and Kuo 2008, digit j of the index selecting column j."""
+    """[D, J] uint32 direction numbers of Joe and Kuo 2008, digit j of the index selecting
+    column j.
+    """
     from scipy.stats import qmc  # here, because importing it takes longer than importing all else
 
     engine = qmc.Sobol(num_uniforms, scramble=False, bits=BITS)

@@ -19,27 +19,35 @@ def elbo(log_w: Array) -> Scalar:
 
 
 def iwae(log_w: Array) -> Scalar:
-    """Importance-weighted bound, log mean exp(log_w), K samples inside. Burda et al. 2016, eq. 8."""
+    """Importance-weighted bound, log mean exp(log_w), K samples inside. Burda et al. 2016, eq.
+    8.
+    """
     return jax.nn.logsumexp(log_w) - math.log(log_w.shape[0])
 
 
 def renyi(alpha: float) -> Objective:
-    """Variational Renyi bound, log mean exp((1 - alpha) log_w) / (1 - alpha). Li and Turner 2016, eq. 6.
+    """Variational Renyi bound, log mean exp((1 - alpha) log_w) / (1 - alpha). Li and Turner 2016,
+    eq. 6.
 
     Args:
       alpha: order, a finite real. 0 is `iwae`; 1 is the limit `elbo`, which is returned itself.
     """
     if not math.isfinite(alpha):
-        raise ValueError(f"renyi(alpha={alpha}): the order must be finite. For the limit -inf use log_w.max() yourself.")
+        raise ValueError(
+            f"renyi(alpha={alpha}): the order must be finite. For the limit -inf use log_w.max() "
+            f"yourself."
+        )
     if alpha == 1.0:
         return elbo
     return cast(Objective, lambda log_w: iwae((1.0 - alpha) * log_w) / (1.0 - alpha))
 
 
 def jackknife(bound: Objective = iwae) -> Objective:
-    """First-order jackknife, K R_K - (K - 1) mean_k R(the others): takes off the bias of order 1/K. Nowozin 2018, eq. 9.
+    """First-order jackknife, K R_K - (K - 1) mean_k R(the others): takes off the bias of order 1/K.
+    Nowozin 2018, eq. 9.
 
-    With `iwae` its bias as an estimate of log p(x) is of order 1/K^2; no longer a lower bound. K >= 2.
+    With `iwae` its bias as an estimate of log p(x) is of order 1/K^2; no longer a lower bound. K >=
+    2.
     """
     if is_linear(bound):
         return elbo  # nothing to take off: the jackknife of a mean is the mean
@@ -53,14 +61,17 @@ def jackknife(bound: Objective = iwae) -> Objective:
 
 
 def cubo(order: float = 2.0) -> Objective:
-    """Minus the chi upper bound, -log mean exp(order log_w) / order: it goes up as the bound comes down. Dieng et al. 2017.
+    """Minus the chi upper bound, -log mean exp(order log_w) / order: it goes up as the bound comes
+    down. Dieng et al. 2017.
 
-    Its gradient is in self-normalised weights: shifting every log_w changes nothing in it. Minus its expectation is below
-    CUBO = log E[w^order] / order, far below for few samples, and no upper bound then (K = 1 would be the ELBO; refused): use
-    hundreds, or `exp_cubo`. For phi only: theta would be moved to lower the evidence; see `vijax.split`.
+    Its gradient is in self-normalised weights: shifting every log_w changes nothing in it. Minus
+    its expectation is below CUBO = log E[w^order] / order, far below for few samples, and no upper
+    bound then (K = 1 would be the ELBO; refused): use hundreds, or `exp_cubo`. For phi only: theta
+    would be moved to lower the evidence; see `vijax.split`.
 
     Args:
-      order: n > 1, 2 for the chi-square divergence. The Renyi bound of order 1 - n, turned round. K >= 2.
+      order: n > 1, 2 for the chi-square divergence. The Renyi bound of order 1 - n, turned round. K
+        >= 2.
     """
     _check_order("cubo", order)
     bound = renyi(1.0 - order)
@@ -73,41 +84,57 @@ def cubo(order: float = 2.0) -> Objective:
 
 
 def exp_cubo(order: float = 2.0, *, reference: float | Scalar) -> Objective:
-    """Minus mean exp(order (log_w - reference)) / order, whose expectation is -exp(order (CUBO - reference)) / order.
+    """Minus mean exp(order (log_w - reference)) / order, whose expectation is -exp(order (CUBO -
+    reference)) / order.
 
-    CHIVI, Dieng et al. 2017, eq. 8. The logarithm left out, any K estimates the true bound without bias, and the optimum in
-    phi is CUBO's. Shifting the log-joint and `reference` together changes nothing. For phi only, as `cubo`.
+    CHIVI, Dieng et al. 2017, eq. 8. The logarithm left out, any K estimates the true bound without
+    bias, and the optimum in phi is CUBO's. Shifting the log-joint and `reference` together changes
+    nothing. For phi only, as `cubo`.
 
     Args:
-      order: n > 1.    reference: a fixed number near log p(x), nats, for the exponent's range. It must not depend on the
-        samples: their maximum there would bias the gradient.
+      order: n > 1.
+      reference: a fixed number near log p(x), nats, for the exponent's range. It must not depend on
+        the samples: their maximum there would bias the gradient.
     """
     _check_order("exp_cubo", order)
     return cast(Objective, lambda log_w: -jnp.mean(jnp.exp(order * (log_w - reference))) / order)
 
 
 def thermodynamic(betas: Sequence[float]) -> Objective:
-    """Thermodynamic variational objective, sum_i (b_{i+1} - b_i) E_{b_i}[log_w]. Masrani et al. 2019, eq. 8.
+    """Thermodynamic variational objective, sum_i (b_{i+1} - b_i) E_{b_i}[log_w]. Masrani et al.
+    2019, eq. 8.
 
-    E_b is over q^(1-b) p^b, by self-normalised weights softmax(b log_w): consistent, with a bias of order 1/K. The left
-    Riemann sum of log p(x) = int_0^1 E_b[log_w] db, a lower bound as K grows; (0, 1) is the ELBO, which is returned itself.
+    E_b is over q^(1-b) p^b, by self-normalised weights softmax(b log_w): consistent, with a bias of
+    order 1/K. The left Riemann sum of log p(x) = int_0^1 E_b[log_w] db, a lower bound as K grows;
+    (0, 1) is the ELBO, which is returned itself.
 
     Args:
-      betas: increasing, from 0 to 1. Equal betas give the same function, which is how `rules.covariance` knows them.
+      betas: increasing, from 0 to 1. Equal betas give the same function, which is how
+        `rules.covariance` knows them.
     """
     return _thermodynamic(tuple(float(beta) for beta in betas))
 
 
 @functools.cache
 def _thermodynamic(betas: tuple[float, ...]) -> Objective:
-    if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or any(b >= c for b, c in itertools.pairwise(betas)):
-        raise ValueError(f"thermodynamic(betas={betas}): give increasing numbers from 0 to 1, such as (0, 0.03, 0.2, 1).")
+    if (
+        len(betas) < 2
+        or betas[0] != 0.0
+        or betas[-1] != 1.0
+        or any(b >= c for b, c in itertools.pairwise(betas))
+    ):
+        raise ValueError(
+            f"thermodynamic(betas={betas}): give increasing numbers from 0 to 1, such as (0, "
+            f"0.03, 0.2, 1)."
+        )
     if betas == (0.0, 1.0):
         return elbo
     left, widths = np.array(betas[:-1]), np.diff(betas)
 
     def objective(log_w: Array) -> Scalar:
-        tempered = jax.vmap(lambda beta: jnp.vdot(jax.nn.softmax(beta * log_w), log_w))(jnp.asarray(left, log_w.dtype))
+        tempered = jax.vmap(lambda beta: jnp.vdot(jax.nn.softmax(beta * log_w), log_w))(
+            jnp.asarray(left, log_w.dtype)
+        )
         return jnp.vdot(jnp.asarray(widths, log_w.dtype), tempered)
 
     return objective
@@ -127,10 +154,15 @@ def is_linear(objective: Objective) -> bool:
 
 def _check_order(name: str, order: float) -> None:
     if not (math.isfinite(order) and order > 1.0):
-        raise ValueError(f"{name}(order={order}): the order must be finite and above 1; at 1 the bound is log p(x) itself.")
+        raise ValueError(
+            f"{name}(order={order}): the order must be finite and above 1; at 1 the bound is log "
+            f"p(x) itself."
+        )
 
 
 def _at_least_two(name: str, log_w: Array) -> int:
     if log_w.shape[0] < 2:
-        raise ValueError(f"objective {name}: num_samples={log_w.shape[0]}, but it is defined for at least 2.")
+        raise ValueError(
+            f"objective {name}: num_samples={log_w.shape[0]}, but it is defined for at least 2."
+        )
     return log_w.shape[0]

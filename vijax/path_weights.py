@@ -1,7 +1,9 @@
-"""Weights for path derivatives: how much of each sample's path counts. One idea, several named estimators as settings.
+"""Weights for path derivatives: how much of each sample's path counts. One idea, several named
+estimators as settings.
 
-With R_k = dR/dlog_w_k and R_kk the Hessian's diagonal (IWAE: v_k and v_k - v_k^2, v the normalised weights), the rule
-`doubly_reparameterized` adds up c_k (dlog_w_k/dz_k) (dz_k/dlam); the settings differ in c_k alone.
+With R_k = dR/dlog_w_k and R_kk the Hessian's diagonal (IWAE: v_k and v_k - v_k^2, v the normalised
+weights), the rule `doubly_reparameterized` adds up c_k (dlog_w_k/dz_k) (dz_k/dlam); the settings
+differ in c_k alone.
 """
 
 from collections.abc import Callable
@@ -14,11 +16,16 @@ from vijax.types import Array, Objective
 
 
 class PathWeights(NamedTuple):
-    """Which c_k a path-derivative rule uses."""
+    """Which c_k a path-derivative rule uses.
+
+    Attributes:
+      factor: (objective, log_w [K]) -> [K] the ratios c_k / R_k
+      unbiased: for the gradient of E[objective] in q's parameters
+    """
 
     name: str
-    factor: Callable[[Objective, Array], Array]  # (objective, log_w [K]) -> [K] the ratios c_k / R_k
-    unbiased: bool = True  # for the gradient of E[objective] in q's parameters
+    factor: Callable[[Objective, Array], Array]
+    unbiased: bool = True
     linear_objective: bool = False
     nonlinear_objective: bool = False
     min_samples: int = 1
@@ -27,34 +34,55 @@ class PathWeights(NamedTuple):
 
 
 def exact() -> PathWeights:
-    """c_k = R_k - R_kk, unbiased for any objective: sticking-the-landing for the ELBO, DReG for IWAE (c_k = v_k^2)."""
+    """c_k = R_k - R_kk, unbiased for any objective: sticking-the-landing for the ELBO, DReG for
+    IWAE (c_k = v_k^2).
+    """
     return PathWeights(
-        "exact", lambda objective, log_w: 1.0 - curvature(objective, log_w), paper="Roeder et al. 2017; Tucker et al. 2019"
+        "exact",
+        lambda objective, log_w: 1.0 - curvature(objective, log_w),
+        paper="Roeder et al. 2017; Tucker et al. 2019",
     )
 
 
 def sticking() -> PathWeights:
-    """Biased, but for the ELBO: c_k = R_k, sticking-the-landing carried over to any objective. Roeder et al. 2017, sec. 5.
+    """Biased, but for the ELBO: c_k = R_k, sticking-the-landing carried over to any objective.
+    Roeder et al. 2017, sec. 5.
 
-    Mean: grad E[R] + E[sum_k R_k dlog q(z_k)/dlam]; for IWAE the gradient of L_K plus that of reweighted wake-sleep's phi.
+    Mean: grad E[R] + E[sum_k R_k dlog q(z_k)/dlam]; for IWAE the gradient of L_K plus that of
+    reweighted wake-sleep's phi.
     """
-    return PathWeights("sticking", lambda objective, log_w: jnp.ones_like(log_w), unbiased=False, paper="Roeder et al. 2017")
+    return PathWeights(
+        "sticking",
+        lambda objective, log_w: jnp.ones_like(log_w),
+        unbiased=False,
+        paper="Roeder et al. 2017",
+    )
 
 
 def wake() -> PathWeights:
-    """Biased: c_k = R_kk, the path form of reweighted wake-sleep's phi (RWS-DReG). Tucker et al. 2019, eq. 11.
+    """Biased: c_k = R_kk, the path form of reweighted wake-sleep's phi (RWS-DReG). Tucker et al.
+    2019, eq. 11.
 
-    Mean: E[sum_k R_k dlog q(z_k)/dlam], that of `rules.wake`, by which phi ascends -KL(posterior || q) up to a bias of order
-    1/K. Zero, hence refused, for the ELBO and K = 1.
+    Mean: E[sum_k R_k dlog q(z_k)/dlam], that of `rules.wake`, by which phi ascends -KL(posterior ||
+    q) up to a bias of order 1/K. Zero, hence refused, for the ELBO and K = 1.
     """
     return PathWeights(
-        "wake", curvature, unbiased=False, nonlinear_objective=True, min_samples=2, paper="Tucker et al. 2019",
-        advice="For the ELBO these weights vanish: write objective=objectives.iwae and num_samples >= 2.",
-    )  # fmt: skip
+        "wake",
+        curvature,
+        unbiased=False,
+        nonlinear_objective=True,
+        min_samples=2,
+        paper="Tucker et al. 2019",
+        advice=(
+            "For the ELBO these weights vanish: write objective=objectives.iwae and "
+            "num_samples >= 2."
+        ),
+    )
 
 
 def interpolated(alpha: float) -> PathWeights:
-    """Biased unless alpha = 0: c_k = (1 - alpha) (R_k - R_kk) + alpha R_kk, DReG(alpha). Tucker et al. 2019, section 6.
+    """Biased unless alpha = 0: c_k = (1 - alpha) (R_k - R_kk) + alpha R_kk, DReG(alpha). Tucker et
+    al. 2019, section 6.
 
     Mean: (1 - alpha) times that of `exact` plus alpha times that of `wake`.
 
@@ -62,30 +90,43 @@ def interpolated(alpha: float) -> PathWeights:
       alpha: in [0, 1].
     """
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"path_weights.interpolated(alpha={alpha}): alpha must lie between 0 (exact) and 1 (wake).")
+        raise ValueError(
+            f"path_weights.interpolated(alpha={alpha}): alpha must lie between 0 (exact) and 1 "
+            f"(wake)."
+        )
 
     def factor(objective: Objective, log_w: Array) -> Array:
         curved = curvature(objective, log_w)
         return (1.0 - alpha) * (1.0 - curved) + alpha * curved
 
     return PathWeights(
-        f"interpolated({alpha:g})", factor, unbiased=alpha == 0.0, nonlinear_objective=True, min_samples=2,
-        paper="Tucker et al. 2019", advice="For the ELBO write doubly_reparameterized() without weights.",
-    )  # fmt: skip
+        f"interpolated({alpha:g})",
+        factor,
+        unbiased=alpha == 0.0,
+        nonlinear_objective=True,
+        min_samples=2,
+        paper="Tucker et al. 2019",
+        advice="For the ELBO write doubly_reparameterized() without weights.",
+    )
 
 
 def tail_adaptive(beta: float = -1.0) -> PathWeights:
-    """Biased: c_k is in proportion to rank_k^beta, sum 1. The largest weight has rank 1, so beta < 0 favours it.
+    """Biased: c_k is in proportion to rank_k^beta, sum 1. The largest weight has rank 1, so beta <
+    0 favours it.
 
-    Wang et al. 2018, eq. 10-11 and algorithm 1: an f-divergence chosen afresh for every batch of weights, whose tail fits
-    theirs, so its moments exist; no fixed objective has this gradient. rank_k = #{j: w_j >= w_k}, equal for ties. phi alone
-    follows it: theta and the value are the ELBO's. beta = 0 is the ELBO's sticking-the-landing.
+    Wang et al. 2018, eq. 10-11 and algorithm 1: an f-divergence chosen afresh for every batch of
+    weights, whose tail fits theirs, so its moments exist; no fixed objective has this gradient.
+    rank_k = #{j: w_j >= w_k}, equal for ties. phi alone follows it: theta and the value are the
+    ELBO's. beta = 0 is the ELBO's sticking-the-landing.
 
     Args:
       beta: at most 0; -1 in the paper, -0.5 for less weight on the tail.
     """
     if not beta <= 0.0:
-        raise ValueError(f"path_weights.tail_adaptive(beta={beta}): beta must not be positive, or it favours small weights.")
+        raise ValueError(
+            f"path_weights.tail_adaptive(beta={beta}): beta must not be positive, or it favours "
+            f"small weights."
+        )
 
     def factor(objective: Objective, log_w: Array) -> Array:
         rank = jnp.sum(log_w[None, :] >= log_w[:, None], axis=1).astype(log_w.dtype)
@@ -93,9 +134,17 @@ def tail_adaptive(beta: float = -1.0) -> PathWeights:
         return power / jnp.mean(power)
 
     return PathWeights(
-        f"tail_adaptive({beta:g})", factor, unbiased=False, linear_objective=True, min_samples=2, paper="Wang et al. 2018",
-        advice="Write objective=objectives.elbo for phi and, for another bound in theta, vijax.split(theta=..., phi=...).",
-    )  # fmt: skip
+        f"tail_adaptive({beta:g})",
+        factor,
+        unbiased=False,
+        linear_objective=True,
+        min_samples=2,
+        paper="Wang et al. 2018",
+        advice=(
+            "Write objective=objectives.elbo for phi and, for another bound in theta, "
+            "vijax.split(theta=..., phi=...)."
+        ),
+    )
 
 
 def curvature(objective: Objective, log_w: Array) -> Array:
@@ -105,7 +154,9 @@ def curvature(objective: Objective, log_w: Array) -> Array:
 
 
 def derivatives(objective: Objective, log_w: Array) -> tuple[Array, Array]:
-    """(R_k [K], R_kk [K]): the gradient of the objective and the diagonal of its Hessian. K^2 scalars."""
+    """(R_k [K], R_kk [K]): the gradient of the objective and the diagonal of its Hessian. K^2
+    scalars.
+    """
     gradient = jax.grad(objective)
     basis = jnp.eye(log_w.shape[0], dtype=log_w.dtype)
     second = jax.vmap(lambda e: jnp.vdot(e, jax.jvp(gradient, (log_w,), (e,))[1]))(basis)

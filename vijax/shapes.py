@@ -10,17 +10,22 @@ from vijax.types import Batch, PyTree, Scalar
 
 
 def one_number(value: Any, what: str) -> Any:
-    """The value, if it is a scalar. A forgotten sum would silently weigh the log-density against log q by 1 / size."""
+    """The value, if it is a scalar. A forgotten sum would silently weigh the log-density against
+    log q by 1 / size.
+    """
     if jnp.shape(value) != ():
         raise ValueError(
-            f"{what} returned shape {jnp.shape(value)} for one sample of one datum, but it must be one number: sum over "
+            f"{what} returned shape {jnp.shape(value)} for one sample of one datum, but it must "
+            f"be one number: sum over "
             "dimensions, as in jnp.sum(...)."
         )
     return value
 
 
 def with_terms(value: Any, what: str) -> tuple[Scalar, dict[str, Scalar]]:
-    """(total, terms by name) of a log-density that is one number, which has no terms, or a dict {name: term} of its terms."""
+    """(total, terms by name) of a log-density that is one number, which has no terms, or a dict
+    {name: term} of its terms.
+    """
     if not isinstance(value, Mapping):
         return one_number(value, what), {}
     terms = {name: one_number(term, f"term {name!r} of {what}") for name, term in value.items()}
@@ -29,15 +34,21 @@ def with_terms(value: Any, what: str) -> tuple[Scalar, dict[str, Scalar]]:
 
 def add_terms(some: Mapping[str, Scalar], more: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Both together; terms of one name are added."""
-    return {**some, **{name: some[name] + term if name in some else term for name, term in more.items()}}
+    return {
+        **some,
+        **{name: some[name] + term if name in some else term for name, term in more.items()},
+    }
 
 
 def same_shapes(tree: PyTree, like: PyTree, what: str) -> None:
-    """Refuse a tree whose structure or leaf shapes differ: a batch where one is meant, a misnamed or misshapen leaf."""
+    """Refuse a tree whose structure or leaf shapes differ: a batch where one is meant, a misnamed
+    or misshapen leaf.
+    """
     given, wanted = jax.tree.map(jnp.shape, tree), jax.tree.map(jnp.shape, like)
     if jax.tree.structure(tree) != jax.tree.structure(like) or given != wanted:
         raise ValueError(
-            f"{what} has shapes {given}, but {wanted} is needed. These functions are for one datum; for a batch, vmap them."
+            f"{what} has shapes {given}, but {wanted} is needed. These functions are for one "
+            f"datum; for a batch, vmap them."
         )
 
 
@@ -45,7 +56,8 @@ def is_batch(batch: Any) -> Batch:
     """The batch, if it is one."""
     if not isinstance(batch, Batch):
         raise TypeError(
-            f"expected a Batch of data and their row numbers, got {type(batch).__name__}: write vijax.Batch(x, jnp.arange(N)) "
+            f"expected a Batch of data and their row numbers, got {type(batch).__name__}: write "
+            f"vijax.Batch(x, jnp.arange(N)) "
             "for a whole data set x."
         )
     return batch

@@ -1,16 +1,15 @@
 """How far is `fit` from a hand-written loop where a step takes microseconds?
 
-Global latents: mean-field and full-rank logistic regression (breast cancer, 569 x 30; synthetic, 569 x 200), eight schools,
-minibatches of 256 out of 100,000, and 1,000 gradient draws. The hand-written loops have their derivatives worked out on
-paper; both sides use Adam and as many samples. Expected: ratios below the column `must`.
+Global latents: mean-field and full-rank logistic regression (breast cancer, 569 x 30; synthetic,
+569 x 200), eight schools, minibatches of 256 out of 100,000, and 1,000 gradient draws. The
+hand-written loops have their derivatives worked out on paper; both sides use Adam and as many
+samples. Expected: ratios below the column `must`.
 
     python -m experiments.benchmarks.bayes
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
-
-from experiments.benchmarks.pairs import Config, Row, compare, hand_loop, normal_noise, report  # isort: skip
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,9 @@ import tyro
 from sklearn.datasets import load_breast_cancer
 
 import vijax as vj
+
+# Isort: skip
+from experiments.benchmarks.pairs import Config, Row, compare, hand_loop, normal_noise, report
 from vijax import densities
 
 ADAM = optax.adam(0.01)
@@ -27,17 +29,24 @@ KEY = jax.random.key(1)
 
 
 class Regression(NamedTuple):
-    """Logistic regression data."""
+    """Logistic regression data.
 
-    x: jax.Array  # [N, D], standardised
-    y: jax.Array  # [N] in {0, 1}
+    Attributes:
+      x: [N, D], standardised
+      y: [N] in {0, 1}
+    """
+
+    x: jax.Array
+    y: jax.Array
 
 
 def cancer() -> Regression:
     """The 569 tumours of scikit-learn, 30 features."""
     x, y = load_breast_cancer(return_X_y=True)
     x = np.asarray(x)
-    return Regression(jnp.asarray((x - x.mean(0)) / x.std(0), jnp.float32), jnp.asarray(y, jnp.float32))
+    return Regression(
+        jnp.asarray((x - x.mean(0)) / x.std(0), jnp.float32), jnp.asarray(y, jnp.float32)
+    )
 
 
 def synthetic(num_data: int, dim: int) -> Regression:
@@ -49,9 +58,12 @@ def synthetic(num_data: int, dim: int) -> Regression:
 
 
 def logistic_model() -> vj.Model:
-    """W ~ Normal(0, I), y ~ Bernoulli(sigmoid(w x)). `w @ x`, not `x @ w`: over samples and data it becomes [K, N]."""
+    """W ~ Normal(0, I), y ~ Bernoulli(sigmoid(w x)). `w @ x`, not `x @ w`: over samples and data it
+    becomes [K, N].
+    """
     return vj.models.bayes_model(
-        lambda theta, w: jnp.sum(densities.standard_normal(w)), lambda theta, w, d: densities.bernoulli(d.y, w @ d.x)
+        lambda theta, w: jnp.sum(densities.standard_normal(w)),
+        lambda theta, w, d: densities.bernoulli(d.y, w @ d.x),
     )
 
 
@@ -77,15 +89,31 @@ def full_rank_gradient(lam: Any, noise: jax.Array, data: Regression) -> Any:
     mixed = noise + noise @ lower.T
     slope = logistic_score(lam["loc"] + scale * mixed, data)
     outer = jnp.tril((slope * scale).T @ noise / noise.shape[0], -1)
-    return {"loc": -slope.mean(0), "log_scale": -scale * (slope * mixed).mean(0) - 1.0, "lower": -outer}
+    return {
+        "loc": -slope.mean(0),
+        "log_scale": -scale * (slope * mixed).mean(0) - 1.0,
+        "lower": -outer,
+    }
 
 
-def fit_against(name: str, family: vj.Family, data: Any, gradient: Any, num_steps: int, must: float, pairs: int, *, k: int,
-                model: vj.Model | None = None) -> Row:  # fmt: skip
+def fit_against(
+    name: str,
+    family: vj.Family,
+    data: Any,
+    gradient: Any,
+    num_steps: int,
+    must: float,
+    pairs: int,
+    *,
+    k: int,
+    model: vj.Model | None = None,
+) -> Row:
     """One row: `fit` of a global latent against `hand_loop`."""
     num_data = jax.tree.leaves(data)[0].shape[0]
     model = logistic_model() if model is None else model
-    estimator = vj.estimator(model, vj.guides.shared(family), rules=vj.rules.pathwise(), num_samples=k, num_data=num_data)
+    estimator = vj.estimator(
+        model, vj.guides.shared(family), rules=vj.rules.pathwise(), num_samples=k, num_data=num_data
+    )
     params = estimator.init_params(jax.random.key(0))
     dim = params.phi["loc"].shape[0]
     loop = hand_loop(gradient, normal_noise(k, dim), ADAM, num_steps)
@@ -93,8 +121,10 @@ def fit_against(name: str, family: vj.Family, data: Any, gradient: Any, num_step
         name,
         lambda: vj.fit(KEY, estimator, ADAM, params, data, num_steps=num_steps).params,
         lambda: loop(KEY, params.phi, data),
-        num_steps=num_steps, must=must, pairs=pairs,
-    )  # fmt: skip
+        num_steps=num_steps,
+        must=must,
+        pairs=pairs,
+    )
 
 
 def schools_log_joint(w: jax.Array, y: jax.Array, s: jax.Array) -> jax.Array:
@@ -108,7 +138,9 @@ def eight_schools(config: Config) -> Row:
     """All eight schools are one datum of the model, whose latent holds them all."""
     y = jnp.asarray([[28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]])
     s = jnp.asarray([[15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]])
-    model = vj.models.bayes_model(lambda theta, w: jnp.zeros(()), lambda theta, w, x: schools_log_joint(w, *x))
+    model = vj.models.bayes_model(
+        lambda theta, w: jnp.zeros(()), lambda theta, w, x: schools_log_joint(w, *x)
+    )
 
     def score(z: jax.Array, data: Any) -> jax.Array:
         """[K, 10], by hand."""
@@ -119,15 +151,31 @@ def eight_schools(config: Config) -> Row:
         slope_tau = tau * jnp.sum(residual * eta, axis=1, keepdims=True) - z[:, 1:2]
         return jnp.concatenate([slope_mu, slope_tau, tau * residual - eta], axis=1)
 
-    return fit_against("eight schools K=10", vj.families.diag_normal(10), (y, s), mean_field_gradient(score), 19200, 1.5,
-                       config.pairs, k=10, model=model)  # fmt: skip
+    return fit_against(
+        "eight schools K=10",
+        vj.families.diag_normal(10),
+        (y, s),
+        mean_field_gradient(score),
+        19200,
+        1.5,
+        config.pairs,
+        k=10,
+        model=model,
+    )
 
 
-def minibatches(config: Config, num_data: int = 100_000, size: int = 256, num_steps: int = 3200) -> Row:
-    """`fit` draws without replacement; the hand-written loop, with it, which is the cheapest there is."""
+def minibatches(
+    config: Config, num_data: int = 100_000, size: int = 256, num_steps: int = 3200
+) -> Row:
+    """`fit` draws without replacement; the hand-written loop, with it, which is the cheapest there
+    is.
+    """
     data = synthetic(num_data, 30)
     estimator = vj.estimator(
-        logistic_model(), vj.guides.shared(vj.families.diag_normal(30)), rules=vj.rules.pathwise(), num_data=num_data
+        logistic_model(),
+        vj.guides.shared(vj.families.diag_normal(30)),
+        rules=vj.rules.pathwise(),
+        num_data=num_data,
     )
     params = estimator.init_params(jax.random.key(0))
 
@@ -138,22 +186,33 @@ def minibatches(config: Config, num_data: int = 100_000, size: int = 256, num_st
 
     def draw(key: jax.Array, steps: int) -> Any:
         keys = jax.random.split(key)
-        return jax.random.normal(keys[0], (steps, 1, 30)), jax.random.randint(keys[1], (steps, size), 0, num_data)
+        return jax.random.normal(keys[0], (steps, 1, 30)), jax.random.randint(
+            keys[1], (steps, size), 0, num_data
+        )
 
     loop = hand_loop(gradient, draw, ADAM, num_steps)
     return compare(
         f"minibatch logistic N={num_data:,}",
-        lambda: vj.fit(KEY, estimator, ADAM, params, data, num_steps=num_steps, batch_size=size).params,
+        lambda: (
+            vj.fit(KEY, estimator, ADAM, params, data, num_steps=num_steps, batch_size=size).params
+        ),
         lambda: loop(KEY, params.phi, data),
-        num_steps=num_steps, must=1.25, pairs=config.pairs,
-    )  # fmt: skip
+        num_steps=num_steps,
+        must=1.25,
+        pairs=config.pairs,
+    )
 
 
 def gradient_draws(config: Config, num_draws: int = 1000) -> Row:
-    """`lab.gradient_report` against all draws at once by hand, and their mean and variance. A `step` is one draw."""
+    """`lab.gradient_report` against all draws at once by hand, and their mean and variance. A
+    `step` is one draw.
+    """
     data, state = cancer(), {"w": ()}
     estimator = vj.estimator(
-        logistic_model(), vj.guides.shared(vj.families.diag_normal(30)), rules=vj.rules.pathwise(), num_data=569
+        logistic_model(),
+        vj.guides.shared(vj.families.diag_normal(30)),
+        rules=vj.rules.pathwise(),
+        num_data=569,
     )
     params, batch = estimator.init_params(jax.random.key(0)), vj.Batch(data, jnp.arange(569))
 
@@ -169,8 +228,10 @@ def gradient_draws(config: Config, num_draws: int = 1000) -> Row:
         "1,000 gradient draws",
         lambda: vj.lab.gradient_report(KEY, estimator, params, state, batch, num_draws=num_draws),
         lambda: ideal(KEY, params.phi, data),
-        num_steps=num_draws, must=1.3, pairs=config.pairs,
-    )  # fmt: skip
+        num_steps=num_draws,
+        must=1.3,
+        pairs=config.pairs,
+    )
 
 
 def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -180,7 +241,14 @@ def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
         yield (
             name,
             lambda name=name, k=k, n=num_steps, must=must: fit_against(
-                name, vj.families.diag_normal(30), cancer(), mean_field_gradient(logistic_score), n, must, config.pairs, k=k
+                name,
+                vj.families.diag_normal(30),
+                cancer(),
+                mean_field_gradient(logistic_score),
+                n,
+                must,
+                config.pairs,
+                k=k,
             ),
         )
     for dim, data, num_steps in ((30, cancer, 2560), (200, lambda: synthetic(569, 200), 512)):
@@ -188,7 +256,14 @@ def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
         yield (
             name,
             lambda name=name, dim=dim, data=data, n=num_steps: fit_against(
-                name, vj.families.full_normal(dim), data(), full_rank_gradient, n, 1.25, config.pairs, k=1
+                name,
+                vj.families.full_normal(dim),
+                data(),
+                full_rank_gradient,
+                n,
+                1.25,
+                config.pairs,
+                k=1,
             ),
         )
     yield "eight schools K=10", lambda: eight_schools(config)

@@ -1,7 +1,9 @@
-"""Paired timing: two programs in one process, A B A B ..., and the median of the ratios. No workloads live here.
+"""Paired timing: two programs in one process, A B A B ..., and the median of the ratios. No
+workloads live here.
 
-Importing this module pins the process to one core and XLA to one thread, and so must come before jax. The clock is the
-process's CPU time: pinned, it is the wall time of an idle machine, and stays so while the machine does other work.
+Importing this module pins the process to one core and XLA to one thread, and so must come before
+jax. The clock is the process's CPU time: pinned, it is the wall time of an idle machine, and stays
+so while the machine does other work.
 """
 
 import json
@@ -35,24 +37,41 @@ class Config:
 
 
 class Row(NamedTuple):
-    """One workload."""
+    """One workload.
+
+    Attributes:
+      ours_us: per step, steady state, median
+      ratio: median of the paired ratios
+      must: what the ratio should not exceed
+      first_ours: CPU seconds of the first call, compilation included
+    """
 
     name: str
-    ours_us: float  # per step, steady state, median
+    ours_us: float
     ideal_us: float
-    ratio: float  # median of the paired ratios
-    must: float  # what the ratio should not exceed
-    first_ours: float  # CPU seconds of the first call, compilation included
+    ratio: float
+    must: float
+    first_ours: float
     first_ideal: float
 
 
-def compare(name: str, ours: Callable[[], Any], ideal: Callable[[], Any], *, num_steps: int, must: float, pairs: int) -> Row:
+def compare(
+    name: str,
+    ours: Callable[[], Any],
+    ideal: Callable[[], Any],
+    *,
+    num_steps: int,
+    must: float,
+    pairs: int,
+) -> Row:
     """Time both programs, which take `num_steps` steps a call; the first call of each apart."""
     first_ours, first_ideal = seconds(ours), seconds(ideal)
     seconds(ours)
     times = [(seconds(ours), seconds(ideal)) for _ in range(pairs)]
     ours_us, ideal_us = (1e6 * median(column) / num_steps for column in zip(*times, strict=True))
-    return Row(name, ours_us, ideal_us, median(a / b for a, b in times), must, first_ours, first_ideal)
+    return Row(
+        name, ours_us, ideal_us, median(a / b for a, b in times), must, first_ours, first_ideal
+    )
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -65,10 +84,20 @@ def seconds(call: Callable[[], Any]) -> float:
 def report(rows: Sequence[NamedTuple], path: Path | None) -> None:
     """Print an aligned table; write it as JSON if a path is given."""
     names = rows[0]._fields
-    cells = [names, *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows)]
+    cells = [
+        names,
+        *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows),
+    ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     for line in cells:
-        print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]))
+        print(
+            "  ".join(
+                [
+                    line[0].ljust(widths[0]),
+                    *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+                ]
+            )
+        )
     if path is not None:
         path.write_text(json.dumps([row._asdict() for row in rows], indent=1))
 
@@ -79,9 +108,11 @@ def hand_loop(
     optimizer: optax.GradientTransformation,
     num_steps: int,
 ) -> Callable[[Array, Any, Any], Any]:
-    """`run(key, params, data)`: the loop one would write by hand, its random numbers drawn a block of steps at a time.
+    """`run(key, params, data)`: the loop one would write by hand, its random numbers drawn a block
+    of steps at a time.
 
-    gradient: (params, noise of one step, data) -> gradient to descend.    draw: (key, steps) -> noise, leaves [steps, ...].
+    gradient: (params, noise of one step, data) -> gradient to descend.
+    draw: (key, steps) -> noise, leaves [steps, ...].
     """
 
     @jax.jit

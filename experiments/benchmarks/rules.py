@@ -1,8 +1,8 @@
 """What does a step of each discrete rule cost beside leave-one-out with two samples?
 
-One layer of 200 binary latents over 784 pixels (synthetic, N = 2,000), batches of 50, Adam: the model of `experiments.sbn`.
-Ratios are paired, `evaluations` is what the rule says of itself. Expected: about the ratio of evaluations, more for rules that
-differentiate in z.
+One layer of 200 binary latents over 784 pixels (synthetic, N = 2,000), batches of 50, Adam: the
+model of `experiments.sbn`. Ratios are paired, `evaluations` is what the rule says of itself.
+Expected: about the ratio of evaluations, more for rules that differentiate in z.
 
     python -m experiments.benchmarks.rules
 """
@@ -26,34 +26,60 @@ REFERENCE = "rloo"
 
 
 class Cost(NamedTuple):
-    """One rule."""
+    """One rule.
+
+    Attributes:
+      over_rloo: median of paired ratios
+      first_call: CPU seconds, compilation included
+    """
 
     rule: str
     us_per_step: float
-    over_rloo: float  # median of paired ratios
+    over_rloo: float
     evaluations: str
-    first_call: float  # CPU seconds, compilation included
+    first_call: float
 
 
 def main() -> None:
     """Run, print, write."""
     config, rows = tyro.cli(Config), []
     x = jnp.asarray(np.random.default_rng(0).random((NUM_DATA, PIXELS)) < 0.2, jnp.float32)
-    model, guide = vj.models.sigmoid_belief_net(PIXELS, (LATENTS,)), vj.models.recognition_net(PIXELS, (LATENTS,))
+    model, guide = (
+        vj.models.sigmoid_belief_net(PIXELS, (LATENTS,)),
+        vj.models.recognition_net(PIXELS, (LATENTS,)),
+    )
 
     def trainer(name: str):
         estimator = sbn.estimator(model, guide, sbn.RULES[name], x)
         params = estimator.init_params(jax.random.key(0))
-        return lambda: vj.fit(
-            jax.random.key(1), estimator, ADAM, params, x, num_steps=NUM_STEPS, batch_size=SIZE, record_every=NUM_STEPS,
-            chunk_size=NUM_STEPS,
-        ).params  # fmt: skip
+        return lambda: (
+            vj.fit(
+                jax.random.key(1),
+                estimator,
+                ADAM,
+                params,
+                x,
+                num_steps=NUM_STEPS,
+                batch_size=SIZE,
+                record_every=NUM_STEPS,
+                chunk_size=NUM_STEPS,
+            ).params
+        )
 
     reference = trainer(REFERENCE)
     for name, choice in sbn.RULES.items():
         if config.only in name:
-            row = compare(name, trainer(name), reference, num_steps=NUM_STEPS, must=float("inf"), pairs=config.pairs)
-            rows.append(Cost(name, row.ours_us, row.ratio, sbn.evaluations(choice, LATENTS), row.first_ours))
+            row = compare(
+                name,
+                trainer(name),
+                reference,
+                num_steps=NUM_STEPS,
+                must=float("inf"),
+                pairs=config.pairs,
+            )
+            rows.append(
+                Cost(name, row.ours_us, row.ratio, sbn.evaluations(choice, LATENTS), row.first_ours)
+            )
     report(rows, config.json)
 
 

@@ -1,8 +1,9 @@
 """Does a step with a table of phi_i cost the same for a thousand rows and for a million?
 
-One row of q's parameters per datum, 2-d latents, 256 data a step, `rowwise.adam` (dense Adam's result). Expected: flat within
-1.3, and below 3 times a hand-written loop that gathers rows of the parameters and of Adam's moments, updates and scatters
-them (idle rows do not move: a worse result for less work).
+One row of q's parameters per datum, 2-d latents, 256 data a step, `rowwise.adam` (dense Adam's
+result). Expected: flat within 1.3, and below 3 times a hand-written loop that gathers rows of the
+parameters and of Adam's moments, updates and scatters them (idle rows do not move: a worse result
+for less work).
 
     python -m experiments.benchmarks.tables
 """
@@ -27,12 +28,18 @@ KEY = jax.random.key(1)
 
 
 class Flat(NamedTuple):
-    """One table size."""
+    """One table size.
+
+    Attributes:
+      ours_us: per step
+      over_smallest: the same, over that of the smallest table
+      over_by_hand: over the hand-written loop
+    """
 
     num_data: int
-    ours_us: float  # per step
-    over_smallest: float  # the same, over that of the smallest table
-    over_by_hand: float  # over the hand-written loop
+    ours_us: float
+    over_smallest: float
+    over_by_hand: float
 
 
 def log_joint(theta: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
@@ -41,14 +48,24 @@ def log_joint(theta: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def by_hand(num_data: int, num_steps: int):
-    """(key, theta, table, x) -> the same after num_steps steps of Adam on theta and on the rows of each batch."""
+    """(key, theta, table, x) -> the same after num_steps steps of Adam on theta and on the rows of
+    each batch.
+    """
     rate, b1, b2, eps = 0.01, 0.9, 0.999, 1e-8
 
-    def adam(params: Any, first: Any, second: Any, grads: Any, count: jax.Array) -> tuple[Any, Any, Any]:
+    def adam(
+        params: Any, first: Any, second: Any, grads: Any, count: jax.Array
+    ) -> tuple[Any, Any, Any]:
         first = jax.tree.map(lambda m, g: b1 * m + (1.0 - b1) * g, first, grads)
         second = jax.tree.map(lambda v, g: b2 * v + (1.0 - b2) * g * g, second, grads)
         size, root = rate / (1.0 - b1**count), 1.0 / jnp.sqrt(1.0 - b2**count)
-        return jax.tree.map(lambda p, m, v: p - size * m / (root * jnp.sqrt(v) + eps), params, first, second), first, second
+        return (
+            jax.tree.map(
+                lambda p, m, v: p - size * m / (root * jnp.sqrt(v) + eps), params, first, second
+            ),
+            first,
+            second,
+        )
 
     def step(carry: Any, noise: jax.Array, index: jax.Array, x: jax.Array, count: jax.Array) -> Any:
         theta, whole = carry
@@ -57,9 +74,13 @@ def by_hand(num_data: int, num_steps: int):
         z = lam["loc"] + scale * noise
         residual = x[index] - z - theta[0]
         slope = residual - z
-        rows = adam(lam, first, second, {"loc": -slope, "log_scale": -slope * noise * scale - 1.0}, count)
+        rows = adam(
+            lam, first, second, {"loc": -slope, "log_scale": -slope * noise * scale - 1.0}, count
+        )
         whole = jax.tree.map(lambda leaf, row: leaf.at[index].set(row), whole, rows)
-        return adam(theta[0], theta[1], theta[2], -residual.sum(0) * (num_data / SIZE), count), whole
+        return adam(
+            theta[0], theta[1], theta[2], -residual.sum(0) * (num_data / SIZE), count
+        ), whole
 
     @jax.jit
     def loop(key: jax.Array, theta: jax.Array, table: Any, x: jax.Array) -> Any:
@@ -88,18 +109,31 @@ def one_size(num_data: int, pairs: int, num_steps: int = 3200) -> tuple[float, f
 
     def ours(steps: int) -> Any:
         return vj.fit(
-            KEY, estimator, ADAM, params, x, num_steps=steps, batch_size=SIZE, row_optimizer=ROWS, record_every=100
+            KEY,
+            estimator,
+            ADAM,
+            params,
+            x,
+            num_steps=steps,
+            batch_size=SIZE,
+            row_optimizer=ROWS,
+            record_every=100,
         ).params
 
     loops = {steps: by_hand(num_data, steps) for steps in (SHORT, SHORT + num_steps)}
     few, many = [
         compare(
-            f"N={num_data}", lambda n=n: ours(n), lambda n=n: loops[n](KEY, params.theta, params.phi, x),
-            num_steps=num_steps, must=3.0, pairs=pairs,
+            f"N={num_data}",
+            lambda n=n: ours(n),
+            lambda n=n: loops[n](KEY, params.theta, params.phi, x),
+            num_steps=num_steps,
+            must=3.0,
+            pairs=pairs,
         )
         for n in loops
-    ]  # fmt: skip
-    # Copying a million rows in and out of a call is no part of a step: the time of a short call is subtracted.
+    ]
+    # Copying a million rows in and out of a call is no part of a step: the time of a short call is
+    # subtracted.
     return many.ours_us - few.ours_us, (many.ours_us - few.ours_us) / (many.ideal_us - few.ideal_us)
 
 

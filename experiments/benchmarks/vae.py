@@ -1,9 +1,11 @@
-"""How far is `fit` from a hand-written loop on variational autoencoders, whose steps take milliseconds?
+"""How far is `fit` from a hand-written loop on variational autoencoders, whose steps take
+milliseconds?
 
-Encoder and decoder of one hidden layer, Bernoulli pixels, pathwise ELBO with one sample, batches of 128: digits 64-200-10
-(1,797 images) and 784-500-50 (10,000 synthetic binary images), the loss recorded every 100 steps as `experiments.vae` does:
-at every 10th it costs another 0.1 on digits. The aim is 1.1; seen: 1.18 and 1.04 to 1.13. Of the excess on digits 0.05 is
-noise that is keyed by datum (68 against 46 us for one key a batch), which the partition identity needs.
+Encoder and decoder of one hidden layer, Bernoulli pixels, pathwise ELBO with one sample, batches of
+128: digits 64-200-10 (1,797 images) and 784-500-50 (10,000 synthetic binary images), the loss
+recorded every 100 steps as `experiments.vae` does: at every 10th it costs another 0.1 on digits.
+The aim is 1.1; seen: 1.18 and 1.04 to 1.13. Of the excess on digits 0.05 is noise that is keyed by
+datum (68 against 46 us for one key a batch), which the partition identity needs.
 
     python -m experiments.benchmarks.vae
 """
@@ -42,7 +44,9 @@ def net(params: Any, x: jax.Array) -> jax.Array:
 
 
 def by_hand(num_data: int, latent: int) -> Callable[..., Any]:
-    """Minus the bound's gradient in (theta, phi), with the Bernoulli's derivative given, on a batch as one matrix."""
+    """Minus the bound's gradient in (theta, phi), with the Bernoulli's derivative given, on a batch
+    as one matrix.
+    """
 
     def surrogate(params: Any, x: jax.Array, noise: jax.Array) -> jax.Array:
         theta, phi = params
@@ -50,7 +54,11 @@ def by_hand(num_data: int, latent: int) -> Callable[..., Any]:
         z = loc + jnp.exp(log_scale) * noise
         logits = net(theta, z)
         residual = jax.lax.stop_gradient(x - jax.nn.sigmoid(logits))
-        return -num_data / x.shape[0] * (jnp.sum(residual * logits) - 0.5 * jnp.sum(z * z) + jnp.sum(log_scale))
+        return (
+            -num_data
+            / x.shape[0]
+            * (jnp.sum(residual * logits) - 0.5 * jnp.sum(z * z) + jnp.sum(log_scale))
+        )
 
     def gradient(params: Any, noise: Any, x: jax.Array) -> Any:
         return jax.grad(surrogate)(params, x[noise[1]], noise[0])
@@ -63,7 +71,9 @@ def train(name: str, x: jax.Array, hidden: int, latent: int, num_steps: int, pai
     num_data, pixels = x.shape
 
     def log_joint(theta: Any, z: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.sum(densities.standard_normal(z)) + jnp.sum(densities.bernoulli(x, net(theta, z)))
+        return jnp.sum(densities.standard_normal(z)) + jnp.sum(
+            densities.bernoulli(x, net(theta, z))
+        )
 
     model = vj.models.latent_model(lambda key: init_net(key, latent, hidden, pixels), log_joint)
     encoder = (lambda key: init_net(key, pixels, hidden, 2 * latent), net)
@@ -73,15 +83,30 @@ def train(name: str, x: jax.Array, hidden: int, latent: int, num_steps: int, pai
 
     def draw(key: jax.Array, steps: int) -> Any:
         keys = jax.random.split(key)
-        return jax.random.normal(keys[0], (steps, SIZE, latent)), jax.random.randint(keys[1], (steps, SIZE), 0, num_data)
+        return jax.random.normal(keys[0], (steps, SIZE, latent)), jax.random.randint(
+            keys[1], (steps, SIZE), 0, num_data
+        )
 
     loop = hand_loop(by_hand(num_data, latent), draw, ADAM, num_steps)
     return compare(
         name,
-        lambda: vj.fit(KEY, estimator, ADAM, params, x, num_steps=num_steps, batch_size=SIZE, record_every=100).params,
+        lambda: (
+            vj.fit(
+                KEY,
+                estimator,
+                ADAM,
+                params,
+                x,
+                num_steps=num_steps,
+                batch_size=SIZE,
+                record_every=100,
+            ).params
+        ),
         lambda: loop(KEY, (params.theta, params.phi), x),
-        num_steps=num_steps, must=1.1, pairs=pairs,
-    )  # fmt: skip
+        num_steps=num_steps,
+        must=1.1,
+        pairs=pairs,
+    )
 
 
 def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -89,8 +114,16 @@ def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
     random = np.random.default_rng(0)
     digits = jnp.asarray(np.asarray(load_digits(return_X_y=True)[0]) > 8.0, jnp.float32)
     wide = jnp.asarray(random.random((10_000, 784)) < 0.2, jnp.float32)
-    for name, x, hidden, latent, num_steps in (("digits 64-200-10", digits, 200, 10, 128), ("784-500-50", wide, 500, 50, 64)):
-        yield name, lambda name=name, x=x, h=hidden, d=latent, n=num_steps: train(f"VAE {name}", x, h, d, n, config.pairs)
+    for name, x, hidden, latent, num_steps in (
+        ("digits 64-200-10", digits, 200, 10, 128),
+        ("784-500-50", wide, 500, 50, 64),
+    ):
+        yield (
+            name,
+            lambda name=name, x=x, h=hidden, d=latent, n=num_steps: train(
+                f"VAE {name}", x, h, d, n, config.pairs
+            ),
+        )
 
 
 def main() -> None:

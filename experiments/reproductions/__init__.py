@@ -1,4 +1,5 @@
-"""Published numbers and closed forms beside ours: each module asks one question of the literature on gradient estimators.
+"""Published numbers and closed forms beside ours: each module asks one question of the literature
+on gradient estimators.
 
 A module has `run(key, smoke=...) -> harness.Outcome`, whose metrics hold the table `claims`, and
 `plot(metrics, arrays, folder) -> list[Path]`.

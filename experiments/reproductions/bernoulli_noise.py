@@ -1,6 +1,8 @@
-"""Exact means and variances on the toys E[sum_i (b_i - t_i)^2] with one logit for all bits, by summing over a rule's noise.
+"""Exact means and variances on the toys E[sum_i (b_i - t_i)^2] with one logit for all bits, by
+summing over a rule's noise.
 
-Written out from the papers' formulas, apart from `by_states`, which runs the rule itself on every draw.
+Written out from the papers' formulas, apart from `by_states`, which runs the rule itself on every
+draw.
 """
 
 import itertools
@@ -40,7 +42,9 @@ def one_bit(p: float, a: float) -> dict[str, float]:
 
 
 def arm(eta: float, t: np.ndarray, *, integrated: bool) -> Moments:
-    """ARM (f(b) - f(b')) sum_i (u_i - 1/2), b = 1[u > 1 - p], b' = 1[u < p]; `integrated`: DisARM, its mean given the pair."""
+    """ARM (f(b) - f(b')) sum_i (u_i - 1/2), b = 1[u > 1 - p], b' = 1[u < p]; `integrated`: DisARM,
+    its mean given the pair.
+    """
     p = expit(eta)
     less = min(p, 1.0 - p)
     edges = np.array([0.0, less, 1.0 - less, 1.0])
@@ -55,9 +59,11 @@ def arm(eta: float, t: np.ndarray, *, integrated: bool) -> Moments:
 
 
 def arms(eta: float, t: np.ndarray, size: int) -> Moments:
-    """n/(n-1) mean_k (f_k - mean f) sum_i (b_ki - p) p (1 - p) / (p - P(b_j = b_k = 1)), Dimitriev and Zhou 2021.
+    """n/(n-1) mean_k (f_k - mean f) sum_i (b_ki - p) p (1 - p) / (p - P(b_j = b_k = 1)), Dimitriev
+    and Zhou 2021.
 
-    The rarer value of a bit is taken by j given draws of the group with probability max(j r^(1/(n-1)) - (j - 1), 0)^(n-1).
+    The rarer value of a bit is taken by j given draws of the group with probability max(j
+    r^(1/(n-1)) - (j - 1), 0)^(n-1).
     """
     p, rare_one = expit(eta), eta <= 0.0
     rare = min(p, 1.0 - p)
@@ -66,9 +72,15 @@ def arms(eta: float, t: np.ndarray, size: int) -> Moments:
     joint[0] = 1.0
     patterns = _states(2, size)  # 1 where a draw has the rarer value
     counts = patterns.sum(axis=1)
-    chance = np.array([
-        sum((-1) ** extra * math.comb(size - k, extra) * joint[k + extra] for extra in range(size - k + 1)) for k in counts
-    ])  # fmt: skip
+    chance = np.array(
+        [
+            sum(
+                (-1) ** extra * math.comb(size - k, extra) * joint[k + extra]
+                for extra in range(size - k + 1)
+            )
+            for k in counts
+        ]
+    )
     bits = patterns if rare_one else 1 - patterns
     groups = _states(len(patterns), len(t))
     draws = bits[groups].astype(float)  # [all, bit, draw]
@@ -89,7 +101,9 @@ Slope = Callable[[float, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def relaxed(slope: Slope, eta: float, t: np.ndarray, num_samples: int) -> Moments:
-    """Of sum_i 2 (z_i - t_i) dz_i/deta: the bits are independent, each an integral over its own uniform."""
+    """Of sum_i 2 (z_i - t_i) dz_i/deta: the bits are independent, each an integral over its own
+    uniform.
+    """
     points, weights = np.polynomial.legendre.leggauss(400)
     edge = expit(-eta)
     u = np.concatenate([edge * (points + 1.0) / 2.0, edge + (1.0 - edge) * (points + 1.0) / 2.0])
@@ -112,8 +126,11 @@ def _straight_through(eta: float, u: np.ndarray, b: np.ndarray) -> tuple[np.ndar
 
 
 def _gapped(eta: float, u: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The logit of the drawn value is raised to the larger of (0, eta), the other lowered to at least 1 below it."""
-    apart = np.maximum(np.where(b == 1.0, -eta, eta), 0.0)  # how far the drawn value is below the other before
+    """The logit of the drawn value is raised to the larger of (0, eta), the other lowered to at
+    least 1 below it.
+    """
+    # How far the drawn value is below the other before
+    apart = np.maximum(np.where(b == 1.0, -eta, eta), 0.0)
     distance = np.maximum(np.abs(eta) * (apart == 0.0), 1.0)
     return b, expit(distance) * expit(-distance)
 
@@ -133,9 +150,17 @@ SLOPES: Mapping[str, Slope] = {  # by name in the catalogue
 
 
 def by_states(
-    rule: vj.Rule, problem: Expectation, phi: PyTree, x: PyTree, control: PyTree, state: PyTree, num_samples: int
+    rule: vj.Rule,
+    problem: Expectation,
+    phi: PyTree,
+    x: PyTree,
+    control: PyTree,
+    state: PyTree,
+    num_samples: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[B] mean and variance of a rule that has no other noise than its K draws of q: over all K-tuples of states."""
+    """[B] mean and variance of a rule that has no other noise than its K draws of q: over all
+    K-tuples of states.
+    """
     dim, num_points = problem.family.support_size.bit_length() - 1, len(jax.tree.leaves(phi)[0])  # pyright: ignore
     bits = _states(2, dim)[_states(2**dim, num_samples)]  # [tuples, K, D]
     eta = np.asarray(phi["eta"], float)

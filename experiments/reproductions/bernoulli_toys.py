@@ -1,14 +1,17 @@
-"""Do the discrete rules have the mean and the variance that enumeration of their noise says, on the toys of their papers?
+"""Do the discrete rules have the mean and the variance that enumeration of their noise says, on the
+toys of their papers?
 
-One bit, E[(b - t)^2] with t = 0.45 and 0.499 (Tucker et al. 2017; Yin and Zhou 2019; Dong et al. 2020): closed-form variances
-of leave-one-out REINFORCE, DisARM, ARM and REINFORCE with the exact mean as baseline. Three bits, E[sum_i (b_i - t_i)^2] with
-t = (0.6, 0.51, 0.48) and one logit eta for all, begun at eta = -4 (Liu et al. 2019; Kool et al. 2020): every rule of
-`vijax.catalogue` that is legal there, with 2 samples or one coupled group.
+One bit, E[(b - t)^2] with t = 0.45 and 0.499 (Tucker et al. 2017; Yin and Zhou 2019; Dong et al.
+2020): closed-form variances of leave-one-out REINFORCE, DisARM, ARM and REINFORCE with the exact
+mean as baseline. Three bits, E[sum_i (b_i - t_i)^2] with t = (0.6, 0.51, 0.48) and one logit eta
+for all, begun at eta = -4 (Liu et al. 2019; Kool et al. 2020): every rule of `vijax.catalogue` that
+is legal there, with 2 samples or one coupled group.
 
-Expect no bias where none is claimed, the enumerated bias where there is one, and every variance within its standard error of
-the enumerated one. One rule has tails too heavy for any of this, `importance_without_replacement()`: the variance of its
-gradient is that of a few draws, so that neither it nor the error of the mean is known. It is listed as untested. Two minutes
-on two cores, most of which compiles 30 rules.
+Expect no bias where none is claimed, the enumerated bias where there is one, and every variance
+within its standard error of the enumerated one. One rule has tails too heavy for any of this,
+`importance_without_replacement()`: the variance of its gradient is that of a few draws, so that
+neither it nor the error of the mean is known. It is listed as untested. Two minutes on two cores,
+most of which compiles 30 rules.
 """
 
 import os
@@ -34,28 +37,47 @@ from vijax.types import Array, Key, PyTree
 ONE_BIT = {"t": (0.45, 0.45, 0.499, 0.499), "eta": (-1.5, 0.5, -1.5, 0.5)}
 THREE_BITS = np.asarray([0.6, 0.51, 0.48])
 ETA = np.asarray([-4.0, -2.0, 0.0, 2.0])
-LIU, DONG, ENUMERATED = "Liu et al. 2019, Kool et al. 2020", "closed form, one bit", "enumerated noise"
+LIU, DONG, ENUMERATED = (
+    "Liu et al. 2019, Kool et al. 2020",
+    "closed form, one bit",
+    "enumerated noise",
+)
 COUPLED = ("arm()", "disarm()", "arms(4)")  # one group of draws is one sample
 BY_STATES = (  # rules with no noise but the draws
-    "score()", "score(none())", "score(leave_one_out(iwae))", "score(moving_average())", "score(learned(network))",
+    "score()",
+    "score(none())",
+    "score(leave_one_out(iwae))",
+    "score(moving_average())",
+    "score(learned(network))",
     "score(ovis(0))",
-    "score(ovis(1))", "measure_valued()", "enumerated()", "local_expectation()", "muprop()",
-    "double_control_variates()", "rodeo()",
-)  # fmt: skip
+    "score(ovis(1))",
+    "measure_valued()",
+    "enumerated()",
+    "local_expectation()",
+    "muprop()",
+    "double_control_variates()",
+    "rodeo()",
+)
 FEW = ("score()", "local_expectation()", "disarm()", "straight_through()")
-SAME_MEAN = {"gumbel_rao(0.5)": "straight_through_gumbel(0.5)"}  # one is the other's conditional expectation
+SAME_MEAN = {
+    "gumbel_rao(0.5)": "straight_through_gumbel(0.5)"
+}  # one is the other's conditional expectation
 HEAVY = 0.25  # relative error from which a variance counts as not known
 NEEDS_LOG_Q = "closed_form_"
 
 
 class Seen(NamedTuple):
-    """One rule at every eta."""
+    """One rule at every eta.
+
+    Attributes:
+      exact_mean: nan where it is not enumerated
+    """
 
     bias: np.ndarray
     bias_error: np.ndarray
     variance: np.ndarray
     variance_error: np.ndarray
-    exact_mean: np.ndarray  # nan where it is not enumerated
+    exact_mean: np.ndarray
     exact_variance: np.ndarray
 
 
@@ -65,7 +87,9 @@ def _squares(z: Array, x: Mapping[str, Array]) -> Array:
 
 def _shared(dim: int) -> claims.Expectation:
     """One logit for all bits."""
-    return claims.Expectation(vj.families.bernoulli(dim), _squares, lambda phi: {"logits": jnp.full(dim, phi["eta"])})
+    return claims.Expectation(
+        vj.families.bernoulli(dim), _squares, lambda phi: {"logits": jnp.full(dim, phi["eta"])}
+    )
 
 
 def run(key: Key, *, smoke: bool) -> Outcome:
@@ -82,7 +106,14 @@ def run(key: Key, *, smoke: bool) -> Outcome:
     for name, rule in seen.items():
         arrays |= claims.columns(name, rule)
     return Outcome(
-        {"claims": rows, "rules": list(seen), "refused": refused, "untested": untested, "num_draws": num_draws}, arrays
+        {
+            "claims": rows,
+            "rules": list(seen),
+            "refused": refused,
+            "untested": untested,
+            "num_draws": num_draws,
+        },
+        arrays,
     )
 
 
@@ -102,16 +133,24 @@ def one_bit(key: Key, num_draws: int, names: Iterable[str] | None) -> list[dict]
         rule, num_samples, shift = rules[name]
         made = claims.estimator(_shared(1), rule, num_samples, len(t))
         x = {"t": jnp.asarray(t[:, None], jnp.float32), "shift": jnp.asarray(shift, jnp.float32)}
-        report = claims.measured(key, made, {"eta": jnp.asarray(eta, jnp.float32)}, x, num_draws=num_draws)
-        variance, error = (np.asarray(tree.phi["eta"], float) for tree in (report.variance, report.variance_error))
+        report = claims.measured(
+            key, made, {"eta": jnp.asarray(eta, jnp.float32)}, x, num_draws=num_draws
+        )
+        variance, error = (
+            np.asarray(tree.phi["eta"], float) for tree in (report.variance, report.variance_error)
+        )
         for i in range(len(t)):
             exact = bernoulli_noise.one_bit(p[i], a[i])[name]
             what = f"Var[{name}], t = {t[i]:g}, p = {p[i]:.2f}"
-            rows.append(claims.claim(what, exact, variance[i], np.hypot(error[i], 1e-4 * exact), DONG))
+            rows.append(
+                claims.claim(what, exact, variance[i], np.hypot(error[i], 1e-4 * exact), DONG)
+            )
     return rows
 
 
-def three_bits(key: Key, num_draws: int, names: Iterable[str]) -> tuple[dict[str, Seen], dict[str, str]]:
+def three_bits(
+    key: Key, num_draws: int, names: Iterable[str]
+) -> tuple[dict[str, Seen], dict[str, str]]:
     """Every legal rule at every eta; why the others are not."""
     family = vj.families.bernoulli(len(THREE_BITS))
     legal, refused = {}, {}
@@ -127,7 +166,9 @@ def three_bits(key: Key, num_draws: int, names: Iterable[str]) -> tuple[dict[str
         else:
             legal[name] = (rule, num_samples)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # compiling is most of the work
-        found = pool.map(lambda name: _measure(key, name, legal[name][0], legal[name][1], num_draws), legal)
+        found = pool.map(
+            lambda name: _measure(key, name, legal[name][0], legal[name][1], num_draws), legal
+        )
     return dict(zip(legal, found, strict=True)), refused
 
 
@@ -136,31 +177,50 @@ def _measure(key: Key, name: str, rule: vj.Rule, num_samples: int, num_draws: in
     made = claims.estimator(problem, rule, num_samples, len(ETA))
     t = jnp.broadcast_to(jnp.asarray(THREE_BITS, jnp.float32), (len(ETA), len(THREE_BITS)))
     x = {"t": t, "shift": jnp.zeros(len(ETA))}
-    learned = lab.learn(key, made, vj.Params((), phi, ()), vj.Batch(x, jnp.arange(len(ETA))), num_steps=300)
+    learned = lab.learn(
+        key, made, vj.Params((), phi, ()), vj.Batch(x, jnp.arange(len(ETA))), num_steps=300
+    )
     exact = {"eta": jnp.asarray(_exact_gradient(), jnp.float32)}
     report = claims.measured(key, made, phi, x, num_draws=num_draws, exact=exact, learned=learned)
     assert report.bias is not None and report.bias_error is not None
     trees = (report.bias, report.bias_error, report.variance, report.variance_error)
-    bias, bias_error, variance, variance_error = (np.asarray(tree.phi["eta"], float) for tree in trees)
+    bias, bias_error, variance, variance_error = (
+        np.asarray(tree.phi["eta"], float) for tree in trees
+    )
     exact_mean, exact_variance = _enumerated(name, rule, num_samples, problem, phi, x, learned)
-    return Seen(-bias, bias_error, variance, variance_error, exact_mean, exact_variance)  # minus: estimators follow the loss
+    # Minus: estimators follow the loss
+    return Seen(-bias, bias_error, variance, variance_error, exact_mean, exact_variance)
 
 
 def _enumerated(
-    name: str, rule: vj.Rule, num_samples: int, problem: claims.Expectation, phi: PyTree, x: PyTree, learned: lab.Learned
+    name: str,
+    rule: vj.Rule,
+    num_samples: int,
+    problem: claims.Expectation,
+    phi: PyTree,
+    x: PyTree,
+    learned: lab.Learned,
 ) -> tuple[np.ndarray, np.ndarray]:
     """[B] exact mean and variance, nan where they are not known."""
     if name in BY_STATES:
-        return bernoulli_noise.by_states(rule, problem, phi, x, learned.control, learned.state, num_samples)
+        return bernoulli_noise.by_states(
+            rule, problem, phi, x, learned.control, learned.state, num_samples
+        )
     t, like = THREE_BITS, SAME_MEAN.get(name, name)
     known: list[Any]
     if name in COUPLED:
-        known = [bernoulli_noise.arms(e, t, 4) if name == "arms(4)" else
-                 bernoulli_noise.arm(e, t, integrated=name == "disarm()") for e in ETA]  # fmt: skip
+        known = [
+            bernoulli_noise.arms(e, t, 4)
+            if name == "arms(4)"
+            else bernoulli_noise.arm(e, t, integrated=name == "disarm()")
+            for e in ETA
+        ]
     elif name == "local_expectation(num_sites=1)":
         known = [bernoulli_noise.bit_flip(e, t, num_samples) for e in ETA]
     elif like in bernoulli_noise.SLOPES:
-        known = [bernoulli_noise.relaxed(bernoulli_noise.SLOPES[like], e, t, num_samples) for e in ETA]
+        known = [
+            bernoulli_noise.relaxed(bernoulli_noise.SLOPES[like], e, t, num_samples) for e in ETA
+        ]
     else:
         known = [(np.nan, np.nan)] * len(ETA)
     mean, variance = np.asarray(known, float).T
@@ -172,7 +232,9 @@ def _exact_gradient() -> np.ndarray:
 
 
 def _measurable(seen: Seen) -> np.ndarray:
-    """[B] is the variance known? Not where single draws make most of it; the error of the mean is then not known either."""
+    """[B] is the variance known? Not where single draws make most of it; the error of the mean is
+    then not known either.
+    """
     return seen.variance_error <= HEAVY * seen.variance + 1e-9
 
 
@@ -185,35 +247,76 @@ def _claims(name: str, seen: Seen) -> list[dict]:
     known = not np.isnan(seen.exact_mean).any()
     expected = np.zeros(len(gradient)) if unbiased or not known else seen.exact_mean - gradient
     if unbiased or known:
-        rows = [claims.worst(f"bias of {name}", expected, seen.bias, seen.bias_error, LIU if unbiased else ENUMERATED)]
+        rows = [
+            claims.worst(
+                f"bias of {name}",
+                expected,
+                seen.bias,
+                seen.bias_error,
+                LIU if unbiased else ENUMERATED,
+            )
+        ]
     else:
         z = np.abs(seen.bias) / seen.bias_error
         i = int(np.argmax(z))
-        rows = [claims.claim(f"bias of {name}", "some", seen.bias[i], seen.bias_error[i], "", agrees=bool(z[i] > claims.MANY))]
+        rows = [
+            claims.claim(
+                f"bias of {name}",
+                "some",
+                seen.bias[i],
+                seen.bias_error[i],
+                "",
+                agrees=bool(z[i] > claims.MANY),
+            )
+        ]
     if not np.isnan(seen.exact_variance).any():
         noise = 1e-6 * (seen.exact_variance + gradient**2)  # float32
         error = np.hypot(seen.variance_error, noise)
-        rows.append(claims.worst(f"Var[{name}]", seen.exact_variance, seen.variance, error, ENUMERATED))
+        rows.append(
+            claims.worst(f"Var[{name}]", seen.exact_variance, seen.variance, error, ENUMERATED)
+        )
     return rows
 
 
 def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
-    """Per rule on the three bits: the variance with its interval at two logits, exact ones as crosses."""
+    """Per rule on the three bits: the variance with its interval at two logits, exact ones as
+    crosses.
+    """
     rules = metrics["rules"]
     chosen = [0, int(np.argmin(np.abs(arrays["eta"])))]
     with figures.plt.rc_context(figures.STYLE):
-        figure, axes = figures.plt.subplots(1, 2, figsize=(8.4, 1.2 + 0.2 * len(rules)), sharey=True)
+        figure, axes = figures.plt.subplots(
+            1, 2, figsize=(8.4, 1.2 + 0.2 * len(rules)), sharey=True
+        )
     floor = 1e-7  # where a variance of 0 is drawn
     order = sorted(rules, key=lambda name: arrays[f"{name}/variance"][chosen[1]])
     for panel, i in zip(axes, chosen, strict=True):
         for row, name in enumerate(order):
-            variance, error = arrays[f"{name}/variance"][i], claims.HALF_WIDTH * arrays[f"{name}/variance_error"][i]
+            variance, error = (
+                arrays[f"{name}/variance"][i],
+                claims.HALF_WIDTH * arrays[f"{name}/variance_error"][i],
+            )
             biased = abs(arrays[f"{name}/bias"][i]) > claims.MANY * arrays[f"{name}/bias_error"][i]
-            panel.errorbar(max(variance, floor), row, xerr=[[min(error, 0.9 * variance)], [error]], fmt="o", markersize=4,
-                           capsize=2, color=figures.TEST if biased else figures.TRAIN)  # fmt: skip
+            panel.errorbar(
+                max(variance, floor),
+                row,
+                xerr=[[min(error, 0.9 * variance)], [error]],
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                color=figures.TEST if biased else figures.TRAIN,
+            )
             exact = arrays[f"{name}/exact_variance"][i]
             if not np.isnan(exact):
-                panel.plot(max(exact, floor), row, "x", color="black", markersize=4.5, markeredgewidth=0.9, zorder=4)
+                panel.plot(
+                    max(exact, floor),
+                    row,
+                    "x",
+                    color="black",
+                    markersize=4.5,
+                    markeredgewidth=0.9,
+                    zorder=4,
+                )
         panel.set(
             xscale="log",
             xlabel="variance; none at the left edge",

@@ -1,7 +1,9 @@
-"""Do the score function, pathwise and measure-valued gradients have the variances that their closed forms say?
+"""Do the score function, pathwise and measure-valued gradients have the variances that their closed
+forms say?
 
-E[(x - k)^2] under N(mu, s^2), gradients in mu and s, over a range of k (Mohamed, Rosca, Figurnov and Mnih 2020, section 3 and
-figure 2). With d = mu - k, one sample, no baseline, coupled measures, the variances are
+E[(x - k)^2] under N(mu, s^2), gradients in mu and s, over a range of k (Mohamed, Rosca, Figurnov
+and Mnih 2020, section 3 and figure 2). With d = mu - k, one sample, no baseline, coupled measures,
+the variances are
 
     score           mu: d^4/s^2 + 14 d^2 + 15 s^2    s: 2 d^4/s^2 + 60 d^2 + 74 s^2
     pathwise        mu: 4 s^2                        s: 4 d^2 + 8 s^2
@@ -29,7 +31,10 @@ SOURCE = "Mohamed et al. 2020, fig. 2"
 
 Form = Callable[[np.ndarray, float], np.ndarray]  # (d, s) -> variance
 CLOSED: Mapping[str, tuple[Form, Form]] = {  # of dE/dmu and of dE/ds
-    "score": (lambda d, s: d**4 / s**2 + 14 * d**2 + 15 * s**2, lambda d, s: 2 * d**4 / s**2 + 60 * d**2 + 74 * s**2),
+    "score": (
+        lambda d, s: d**4 / s**2 + 14 * d**2 + 15 * s**2,
+        lambda d, s: 2 * d**4 / s**2 + 60 * d**2 + 74 * s**2,
+    ),
     "pathwise": (lambda d, s: 4 * s**2 + 0 * d, lambda d, s: 4 * d**2 + 8 * s**2),
     "measure_valued": (lambda d, s: (16 / np.pi - 4) * d**2, lambda d, s: 4 * d**2 + 4 * s**2),
 }
@@ -51,21 +56,34 @@ def run(key: Key, *, smoke: bool) -> Outcome:
     arrays = {"k": k}
     for number, (name, rule) in enumerate(RULES.items()):
         made = claims.estimator(problem, rule, 1, len(k))
-        report = claims.measured(jax.random.fold_in(key, number), made, phi, jnp.asarray(k), num_draws=num_draws)
+        report = claims.measured(
+            jax.random.fold_in(key, number), made, phi, jnp.asarray(k), num_draws=num_draws
+        )
         # d/d log s = s d/ds: variances of the second are those of the first over s^2.
         for part, leaf, unit in (("mu", "loc", 1.0), ("sigma", "log_scale", SIGMA**2)):
-            variance, error = (np.asarray(tree.phi[leaf])[:, 0] / unit for tree in (report.variance, report.variance_error))
+            variance, error = (
+                np.asarray(tree.phi[leaf])[:, 0] / unit
+                for tree in (report.variance, report.variance_error)
+            )
             exact = CLOSED[name][part == "sigma"](MU - k, SIGMA)
-            arrays |= {f"{name}/{part}": variance, f"{name}/{part}_error": error, f"{name}/{part}_exact": exact}
+            arrays |= {
+                f"{name}/{part}": variance,
+                f"{name}/{part}_error": error,
+                f"{name}/{part}_exact": exact,
+            }
             rows += [
-                claims.claim(f"Var[{name}], d/d{part}, k = {one:g}", e, v, _tolerance(v_e, e), SOURCE)
+                claims.claim(
+                    f"Var[{name}], d/d{part}, k = {one:g}", e, v, _tolerance(v_e, e), SOURCE
+                )
                 for one, e, v, v_e in zip(k, exact, variance, error, strict=True)
             ]
     return Outcome({"claims": rows, "mu": MU, "sigma": SIGMA, "num_draws": num_draws}, arrays)
 
 
 def _tolerance(error: float, exact: float) -> float:
-    """The standard error with an allowance for float32, which is all there is where a variance is exactly 0."""
+    """The standard error with an allowance for float32, which is all there is where a variance is
+    exactly 0.
+    """
     return float(np.hypot(error, 1e-6 * (exact + 1.0)))
 
 
@@ -80,10 +98,18 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
             panel.plot(fine, curve, color=colour, linewidth=1.2)
             error = claims.HALF_WIDTH * arrays[f"{name}/{part}_error"]
             panel.errorbar(
-                arrays["k"], arrays[f"{name}/{part}"], error, color=colour, fmt="o", markersize=3.5, capsize=2,
+                arrays["k"],
+                arrays[f"{name}/{part}"],
+                error,
+                color=colour,
+                fmt="o",
+                markersize=3.5,
+                capsize=2,
                 label=name.replace("_", "-"),
-            )  # fmt: skip
+            )
         panel.set(xlabel="$k$", yscale="log", title=rf"gradient in ${symbol}$", ylim=(0.03, None))
     axes[0].set_ylabel("variance of one sample's gradient")
-    axes[1].legend(loc="lower left", frameon=False, fontsize=9, ncols=3, columnspacing=1.0, handletextpad=0.2)
+    axes[1].legend(
+        loc="lower left", frameon=False, fontsize=9, ncols=3, columnspacing=1.0, handletextpad=0.2
+    )
     return [figures.save(figure, folder, "closed_form_variances")]

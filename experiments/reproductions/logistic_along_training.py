@@ -1,12 +1,16 @@
-"""Which gradient estimator has the least variance along the training of a Bayesian logistic regression?
+"""Which gradient estimator has the least variance along the training of a Bayesian logistic
+regression?
 
-Breast cancer data (569 tumours, 30 standardised features and an intercept), mean-field normal q, full data, two samples per
-gradient; variances at points of one run of Adam with the pathwise gradient (Mohamed, Rosca, Figurnov and Mnih 2020, section
-8.3). Published are orderings: pathwise and measure-valued gradients lie far below the score function's, and the delta-method
-control variate, a second-order expansion of the log-joint at q's mean, helps the score function once q is narrow.
+Breast cancer data (569 tumours, 30 standardised features and an intercept), mean-field normal q,
+full data, two samples per gradient; variances at points of one run of Adam with the pathwise
+gradient (Mohamed, Rosca, Figurnov and Mnih 2020, section 8.3). Published are orderings: pathwise
+and measure-valued gradients lie far below the score function's, and the delta-method control
+variate, a second-order expansion of the log-joint at q's mean, helps the score function once q is
+narrow.
 
-Expect pathwise and measure-valued at least a decade below the score function everywhere, and the control variate to win a
-decade or more late in training, and more than at the start. Half a minute on two cores.
+Expect pathwise and measure-valued at least a decade below the score function everywhere, and the
+control variate to win a decade or more late in training, and more than at the start. Half a minute
+on two cores.
 """
 
 from collections.abc import Mapping
@@ -44,32 +48,56 @@ def breast_cancer(num_features: int) -> dict[str, jax.Array]:
     features = np.asarray(features)[:, :num_features]
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     features = np.column_stack([features, np.ones(len(features))])
-    return {"features": jnp.asarray(features, jnp.float32), "label": jnp.asarray(label, jnp.float32)}
+    return {
+        "features": jnp.asarray(features, jnp.float32),
+        "label": jnp.asarray(label, jnp.float32),
+    }
 
 
-def training_path(key: Key, estimator: vj.Estimator, data: Any, steps: tuple[int, ...]) -> dict[int, vj.Params]:
+def training_path(
+    key: Key, estimator: vj.Estimator, data: Any, steps: tuple[int, ...]
+) -> dict[int, vj.Params]:
     """Step -> params of one run, at these multiples of CHUNK."""
     start = estimator.init_params(key)
     seen = {0: start}
     vj.fit(
-        key, estimator, optax.adam(0.05), start, data, num_steps=max(steps), chunk_size=CHUNK, record_every=CHUNK,
+        key,
+        estimator,
+        optax.adam(0.05),
+        start,
+        data,
+        num_steps=max(steps),
+        chunk_size=CHUNK,
+        record_every=CHUNK,
         callbacks=[lambda progress: seen.update({progress.step: progress.params})],
-    )  # fmt: skip
+    )
     return {step: seen[step] for step in (0, *steps)}
 
 
 def run(key: Key, *, smoke: bool) -> Outcome:
     """Variances of every rule along one path."""
-    num_features, steps, num_draws = (2, (100,), 200) if smoke else (30, (20, 60, 140, 300, 600), 1_000)
+    num_features, steps, num_draws = (
+        (2, (100,), 200) if smoke else (30, (20, 60, 140, 300, 600), 1_000)
+    )
     data = breast_cancer(num_features)
     num_data = len(data["label"])
-    model, guide = vj.models.logistic_regression(num_features + 1), vj.guides.shared(vj.families.diag_normal(num_features + 1))
+    model, guide = (
+        vj.models.logistic_regression(num_features + 1),
+        vj.guides.shared(vj.families.diag_normal(num_features + 1)),
+    )
     chosen = {name: rule for name, rule in RULES.items() if not smoke or name in FEW}
-    made = {name: vj.estimator(model, guide, rules=rule, num_samples=2, num_data=num_data) for name, rule in chosen.items()}
+    made = {
+        name: vj.estimator(model, guide, rules=rule, num_samples=2, num_data=num_data)
+        for name, rule in chosen.items()
+    }
     path_key, draw_key = jax.random.split(key)
     path = training_path(path_key, made["pathwise"], data, steps)
-    compared = lab.along(draw_key, made, path, vj.Batch(data, jnp.arange(num_data)), num_draws=num_draws)
-    return Outcome({"claims": _claims(compared), "num_draws": num_draws}, claims.columns("along", compared))
+    compared = lab.along(
+        draw_key, made, path, vj.Batch(data, jnp.arange(num_data)), num_draws=num_draws
+    )
+    return Outcome(
+        {"claims": _claims(compared), "num_draws": num_draws}, claims.columns("along", compared)
+    )
 
 
 def _claims(compared: lab.Comparison) -> list[dict]:
@@ -81,9 +109,19 @@ def _claims(compared: lab.Comparison) -> list[dict]:
         what = f"log10 Var[{name}] / Var[score], where it is largest"
         rows.append(claims.below(what, "decades below", ratio[i], error[i], SOURCE, than=-1.0))
     ratio, error = claims.log_ratios(compared, "score, delta method", "score")
-    rows.append(claims.below("log10 Var[score, delta] / Var[score], at the end", "below", ratio[-1], error[-1], SOURCE))
+    rows.append(
+        claims.below(
+            "log10 Var[score, delta] / Var[score], at the end",
+            "below",
+            ratio[-1],
+            error[-1],
+            SOURCE,
+        )
+    )
     gain, gain_error = ratio[-1] - ratio[0], float(np.hypot(error[-1], error[0]))
-    rows.append(claims.below("the same, end less start of training", "helps late", gain, gain_error, SOURCE))
+    rows.append(
+        claims.below("the same, end less start of training", "helps late", gain, gain_error, SOURCE)
+    )
     return rows
 
 
@@ -95,10 +133,23 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
         here = arrays["along/estimator"] == name
         error = claims.HALF_WIDTH * arrays["along/variance_error"][here]
         hollow: dict[str, Any] = (
-            {"markerfacecolor": "none", "markersize": 7} if name == "measure-valued" else {"markersize": 3.5}
+            {"markerfacecolor": "none", "markersize": 7}
+            if name == "measure-valued"
+            else {"markersize": 3.5}
         )
-        axes.errorbar(arrays["along/at"][here], arrays["along/variance"][here], error, fmt="o-", capsize=2,
-                      color=colours[name], label=name, linewidth=1.2, **hollow)  # fmt: skip
-    axes.set(xlabel="step of the pathwise run", ylabel="variance of the gradient in phi", yscale="log")
+        axes.errorbar(
+            arrays["along/at"][here],
+            arrays["along/variance"][here],
+            error,
+            fmt="o-",
+            capsize=2,
+            color=colours[name],
+            label=name,
+            linewidth=1.2,
+            **hollow,
+        )
+    axes.set(
+        xlabel="step of the pathwise run", ylabel="variance of the gradient in phi", yscale="log"
+    )
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return [figures.save(figure, folder, "logistic_along_training")]

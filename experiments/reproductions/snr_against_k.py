@@ -1,13 +1,15 @@
 """Do more samples K make the inference network's gradient better or worse?
 
-Signal-to-noise ratio of the K-sample bound's gradient against K, near the optimum of a Gaussian toy: z ~ N(mu, I) in D = 20,
-x | z ~ N(z, I), q = N(Ax + b, 2/3 I), at A = I/2, b = mu/2 and mu = the data's mean, all moved by normal steps of 0.01
-(Rainforth et al. 2018, section 4). Expect log-log slopes of -1/2 for the network's pathwise gradient, +1/2 for it
-doubly reparameterized (Tucker et al. 2018) and +1/2 for the model's.
+Signal-to-noise ratio of the K-sample bound's gradient against K, near the optimum of a Gaussian
+toy: z ~ N(mu, I) in D = 20, x | z ~ N(z, I), q = N(Ax + b, 2/3 I), at A = I/2, b = mu/2 and mu =
+the data's mean, all moved by normal steps of 0.01 (Rainforth et al. 2018, section 4). Expect
+log-log slopes of -1/2 for the network's pathwise gradient, +1/2 for it doubly reparameterized
+(Tucker et al. 2018) and +1/2 for the model's.
 
-The signal of the pathwise gradient is far below its noise: its own mean would settle at the noise of the mean and give slopes
-like -0.36. So the doubly reparameterized mean over many more draws is the signal of both. The slopes are those of large K:
-from K = 32 to 64 the doubly reparameterized one is still 0.44. A minute on two cores.
+The signal of the pathwise gradient is far below its noise: its own mean would settle at the noise
+of the mean and give slopes like -0.36. So the doubly reparameterized mean over many more draws is
+the signal of both. The slopes are those of large K: from K = 32 to 64 the doubly reparameterized
+one is still 0.44. A minute on two cores.
 """
 
 import math
@@ -29,11 +31,16 @@ from vijax.types import Array, Key, PyTree, Scalar
 DIM, NUM_DATA = 20, 1024
 STEP = 0.01  # standard deviation of the distance from the optimum
 RAINFORTH, TUCKER = "Rainforth et al. 2018", "Tucker et al. 2018"
-RULES = {"pathwise": vj.rules.pathwise(), "doubly_reparameterized": vj.rules.doubly_reparameterized()}
+RULES = {
+    "pathwise": vj.rules.pathwise(),
+    "doubly_reparameterized": vj.rules.doubly_reparameterized(),
+}
 
 
 def _log_joint(theta: Array, z: Array, x: Array) -> Scalar:
-    return jnp.sum(vj.densities.standard_normal(z - theta)) + jnp.sum(vj.densities.standard_normal(x - z))
+    return jnp.sum(vj.densities.standard_normal(z - theta)) + jnp.sum(
+        vj.densities.standard_normal(x - z)
+    )
 
 
 def _network(dim: int) -> tuple[Any, Any]:
@@ -41,7 +48,10 @@ def _network(dim: int) -> tuple[Any, Any]:
         return {"A": 0.5 * jnp.eye(dim), "b": jnp.zeros(dim)}
 
     def apply(phi: PyTree, x: Array) -> PyTree:
-        return {"loc": phi["A"] @ x + phi["b"], "log_scale": jnp.full(dim, 0.5 * math.log(2.0 / 3.0))}
+        return {
+            "loc": phi["A"] @ x + phi["b"],
+            "log_scale": jnp.full(dim, 0.5 * math.log(2.0 / 3.0)),
+        }
 
     return init, apply
 
@@ -72,7 +82,14 @@ def run(key: Key, *, smoke: bool) -> Outcome:
 
     def at(num_samples: float) -> lab.Point:
         made = {
-            name: vj.estimator(model, guide, rules=rule, objective=vj.objectives.iwae, num_samples=int(num_samples), num_data=1)
+            name: vj.estimator(
+                model,
+                guide,
+                rules=rule,
+                objective=vj.objectives.iwae,
+                num_samples=int(num_samples),
+                num_data=1,
+            )
             for name, rule in RULES.items()
         }
         place = params._replace(control={"z": ()})
@@ -83,7 +100,12 @@ def run(key: Key, *, smoke: bool) -> Outcome:
 
     swept = lab.sweep(sweep_key, counts, at, num_draws=num_draws)
     found = lab.slopes(swept)
-    metrics = {"claims": _claims(found), "dim": dim, "num_draws": num_draws, "reference_draws": many}
+    metrics = {
+        "claims": _claims(found),
+        "dim": dim,
+        "num_draws": num_draws,
+        "reference_draws": many,
+    }
     return Outcome(metrics, claims.columns("sweep", swept) | claims.columns("slopes", found))
 
 
@@ -117,8 +139,16 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
         count, ratio = arrays["sweep/at"][here], arrays["sweep/snr"][here]
         own = (arrays["slopes/estimator"] == estimator) & (arrays["slopes/block"] == block)
         label = f"{label}: slope {arrays['slopes/slope'][own][0]:+.2f}, line {slope:+.1f}"
-        axes.errorbar(count, ratio, claims.HALF_WIDTH * arrays["sweep/snr_error"][here], fmt="o", markersize=4, capsize=2,
-                      color=colour, label=label)  # fmt: skip
+        axes.errorbar(
+            count,
+            ratio,
+            claims.HALF_WIDTH * arrays["sweep/snr_error"][here],
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            color=colour,
+            label=label,
+        )
         middle = np.exp(np.mean(np.log(ratio) - slope * np.log(count)))
         axes.plot(count, middle * count**slope, color=colour, linewidth=1.0)
     counts = np.unique(arrays["sweep/at"])

@@ -1,12 +1,15 @@
 """How does the variance of the path derivative fall as q approaches the posterior?
 
-q = N(m, s^2) on a posterior N(mu, S^2) (Roeder, Wu and Duvenaud 2017). The total gradient ("pathwise") keeps its variance, the
-path derivative ("sticking the landing", `doubly_reparameterized` with one sample) loses it:
+q = N(m, s^2) on a posterior N(mu, S^2) (Roeder, Wu and Duvenaud 2017). The total gradient
+("pathwise") keeps its variance, the path derivative ("sticking the landing",
+`doubly_reparameterized` with one sample) loses it:
 
-    Var_m[total] = s^2/S^4, Var_m[path] = (1/s - s/S^2)^2, equal where s^2 = S^2/2; the path's is the smaller beyond.
+Var_m[total] = s^2/S^4, Var_m[path] = (1/s - s/S^2)^2, equal where s^2 = S^2/2; the path's is the
+smaller beyond.
 
-At distance eps, m = mu + S eps and s = S exp(eps): expect the total's variance of (m, log s) to tend to 1/S^2 + 2, the path's
-to 0 as eps^2, and the ratio in m to cross 1 at s^2 = S^2/2. A few seconds.
+At distance eps, m = mu + S eps and s = S exp(eps): expect the total's variance of (m, log s) to
+tend to 1/S^2 + 2, the path's to 0 as eps^2, and the ratio in m to cross 1 at s^2 = S^2/2. A few
+seconds.
 """
 
 from collections.abc import Mapping
@@ -44,13 +47,17 @@ def _log_joint(theta: PyTree, z: Array, x: PyTree) -> Scalar:
 
 
 def _point(phi: PyTree, x: Any, made: Mapping[str, vj.Estimator]) -> lab.Point:
-    return lab.Point(made, vj.Params((), phi, ()), vj.Batch(jnp.full(1, x, jnp.float32), jnp.arange(1)))
+    return lab.Point(
+        made, vj.Params((), phi, ()), vj.Batch(jnp.full(1, x, jnp.float32), jnp.arange(1))
+    )
 
 
 def _estimators(guide: vj.Guide) -> dict[str, vj.Estimator]:
     model = vj.models.latent_model(lambda key: (), _log_joint)
     rules = {"total": vj.rules.pathwise(), "path": vj.rules.doubly_reparameterized()}
-    return {name: vj.estimator(model, guide, rules=rule, num_data=1) for name, rule in rules.items()}
+    return {
+        name: vj.estimator(model, guide, rules=rule, num_data=1) for name, rule in rules.items()
+    }
 
 
 def run(key: Key, *, smoke: bool) -> Outcome:
@@ -63,12 +70,16 @@ def run(key: Key, *, smoke: bool) -> Outcome:
     made = _estimators(both)
 
     def at(eps: float) -> lab.Point:
-        phi = {"loc": jnp.full((1, 1), MU + S * eps), "log_scale": jnp.full((1, 1), np.log(S) + eps)}
+        phi = {
+            "loc": jnp.full((1, 1), MU + S * eps),
+            "log_scale": jnp.full((1, 1), np.log(S) + eps),
+        }
         return _point(phi, 0.0, made)
 
     # In the second sweep phi is m alone: s comes with the datum.
     mean_only = vj.guides.amortized(
-        family, (lambda key: {"loc": jnp.zeros(1)}, lambda phi, s: phi | {"log_scale": jnp.log(s)[None]})
+        family,
+        (lambda key: {"loc": jnp.zeros(1)}, lambda phi, s: phi | {"log_scale": jnp.log(s)[None]}),
     )
     made_mean = _estimators(mean_only)
 
@@ -79,7 +90,9 @@ def run(key: Key, *, smoke: bool) -> Outcome:
     scales = lab.sweep(key, share, scaled, num_draws=num_draws)
     rows = [*_landing_claims(landing), *_crossing_claims(scales, share)]
     arrays = claims.columns("landing", landing) | claims.columns("scales", scales)
-    return Outcome({"claims": rows, "posterior": {"mean": MU, "scale": S}, "num_draws": num_draws}, arrays)
+    return Outcome(
+        {"claims": rows, "posterior": {"mean": MU, "scale": S}, "num_draws": num_draws}, arrays
+    )
 
 
 def _landing_claims(landing: lab.Comparison) -> list[dict]:
@@ -95,14 +108,24 @@ def _landing_claims(landing: lab.Comparison) -> list[dict]:
         what = f"Var[{name}], worst of {len(known)} points"
         rows += [
             claims.worst(what, known, landing.variance[here], error, IDENTITY),
-            claims.worst(f"Var[{name}] at the posterior", known[end], landing.variance[here][end], error[end], SOURCE),
+            claims.worst(
+                f"Var[{name}] at the posterior",
+                known[end],
+                landing.variance[here][end],
+                error[end],
+                SOURCE,
+            ),
         ]
     near = (landing.at <= FEW) & (landing.at > 0.0)
     found = lab.slopes(lab.Comparison(*(column[near] for column in landing)), "variance")
     for name, expected in (("total", 0.0), ("path", 2.0)):
         row = np.flatnonzero(found.estimator == name)[0]
         error = (found.high[row] - found.low[row]) / (2.0 * claims.HALF_WIDTH)
-        rows.append(claims.claim(f"slope of log Var[{name}] in log eps", expected, found.slope[row], error, SOURCE))
+        rows.append(
+            claims.claim(
+                f"slope of log Var[{name}] in log eps", expected, found.slope[row], error, SOURCE
+            )
+        )
     return rows
 
 
@@ -116,47 +139,93 @@ def _crossing_claims(scales: lab.Comparison, share: np.ndarray) -> list[dict]:
         noise = ROUNDING * (exact["total"][0] + exact[name][0])
         away = np.hypot(scales.variance_error[here], noise)
         rows.append(
-            claims.worst(f"Var_m[{name}], worst of {len(share)} scales", exact[name][0], scales.variance[here], away, IDENTITY)
+            claims.worst(
+                f"Var_m[{name}], worst of {len(share)} scales",
+                exact[name][0],
+                scales.variance[here],
+                away,
+                IDENTITY,
+            )
         )
     ratio = scales.ratio[path]
     (middle,) = np.flatnonzero(share == 0.5)
-    rows.append(claims.claim("Var_m[path] / Var_m[total] at s^2 = S^2/2", 1.0, ratio[middle], error[middle], IDENTITY))
-    for side, words in ((share < 0.5, "above 1 where s^2 < S^2/2"), (share > 0.5, "below 1 where s^2 > S^2/2")):
+    rows.append(
+        claims.claim(
+            "Var_m[path] / Var_m[total] at s^2 = S^2/2", 1.0, ratio[middle], error[middle], IDENTITY
+        )
+    )
+    for side, words in (
+        (share < 0.5, "above 1 where s^2 < S^2/2"),
+        (share > 0.5, "below 1 where s^2 > S^2/2"),
+    ):
         sign = 1.0 if words.startswith("above") else -1.0
         margin = sign * (ratio - 1.0) - claims.HALF_WIDTH * error
         least = np.flatnonzero(side)[np.argmin(margin[side])]
         rows.append(
             claims.claim(
-                f"the same at s^2 = {share[least]:g} S^2", words, ratio[least], error[least], IDENTITY,
+                f"the same at s^2 = {share[least]:g} S^2",
+                words,
+                ratio[least],
+                error[least],
+                IDENTITY,
                 agrees=bool(np.all(margin[side] > 0.0)),
             )
-        )  # fmt: skip
+        )
     return rows
 
 
 def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
-    """Left: variance against the distance. Right: ratio in m against the scale. Lines: closed forms."""
+    """Left: variance against the distance. Right: ratio in m against the scale. Lines: closed
+    forms.
+    """
     with figures.plt.rc_context(figures.STYLE):
         figure, (left, right) = figures.plt.subplots(1, 2, figsize=(8.4, 3.4))
     names = arrays["landing/estimator"]
-    eps = np.geomspace(arrays["landing/at"][arrays["landing/at"] > 0.0].min(), arrays["landing/at"].max(), 200)
+    eps = np.geomspace(
+        arrays["landing/at"][arrays["landing/at"] > 0.0].min(), arrays["landing/at"].max(), 200
+    )
     exact = closed_forms(MU + S * eps, S * np.exp(eps))
     for name, colour in (("total", figures.TEST), ("path", figures.TRAIN)):
         here = (names == name) & (arrays["landing/at"] > 0.0)
         error = claims.HALF_WIDTH * arrays["landing/variance_error"][here]
-        left.errorbar(arrays["landing/at"][here], arrays["landing/variance"][here], error, fmt="o", markersize=3.5, capsize=2,
-                      color=colour, label={"total": "total gradient", "path": "path derivative"}[name])  # fmt: skip
+        left.errorbar(
+            arrays["landing/at"][here],
+            arrays["landing/variance"][here],
+            error,
+            fmt="o",
+            markersize=3.5,
+            capsize=2,
+            color=colour,
+            label={"total": "total gradient", "path": "path derivative"}[name],
+        )
         left.plot(eps, np.sum(exact[name], axis=0), color=colour, linewidth=1.0)
-    left.set(xscale="log", yscale="log", xlabel="distance from the posterior, eps", ylabel="variance in (m, log s)")
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="distance from the posterior, eps",
+        ylabel="variance in (m, log s)",
+    )
     left.legend(frameon=False, loc="lower right")
     path = arrays["scales/estimator"] == "path"
     share, ratio = arrays["scales/at"][path], arrays["scales/ratio"][path]
-    bars = np.maximum([ratio - arrays["scales/ratio_low"][path], arrays["scales/ratio_high"][path] - ratio], 0.0)
+    bars = np.maximum(
+        [ratio - arrays["scales/ratio_low"][path], arrays["scales/ratio_high"][path] - ratio], 0.0
+    )
     fine = np.linspace(share.min(), share.max(), 400)
     right.plot(fine, np.maximum((1.0 / fine - 1.0) ** 2, 1e-4), color=figures.THIRD, linewidth=1.0)
     shown = share != 1.0  # there it is 0
-    right.errorbar(share[shown], ratio[shown], bars[:, shown], fmt="o", markersize=3.5, capsize=2, color=figures.THIRD)
+    right.errorbar(
+        share[shown],
+        ratio[shown],
+        bars[:, shown],
+        fmt="o",
+        markersize=3.5,
+        capsize=2,
+        color=figures.THIRD,
+    )
     right.axhline(1.0, color="0.4", linewidth=0.8)
     right.axvline(0.5, color="0.4", linewidth=0.8, linestyle="--")
-    right.set(xlabel="$s^2 / S^2$", ylabel="variance in m, path / total", yscale="log", ylim=(3e-3, None))
+    right.set(
+        xlabel="$s^2 / S^2$", ylabel="variance in m, path / total", yscale="log", ylim=(3e-3, None)
+    )
     return [figures.save(figure, folder, "sticking_the_landing")]

@@ -1,4 +1,6 @@
-"""Variational families q(z; lam). `product` and `chain` build larger ones; `family` makes your own."""
+"""Variational families q(z; lam). `product` and `chain` build larger ones; `family` makes your
+own.
+"""
 
 from vijax.families.base import family, lam_like, z_like
 from vijax.families.discrete import bernoulli, categorical

@@ -38,19 +38,22 @@ def family(
 ) -> Family:
     """A `Family` from `init`, `log_prob` and either `sample` or the pair (`noise`, `transport`).
 
-    With `sample` alone the noise of a sample is a key. `noise` and `transport` let rules shape the noise of all K samples
-    at once and get log q for free: `transport(lam, noise) -> (z, log q(z))`.
+    With `sample` alone the noise of a sample is a key. `noise` and `transport` let rules shape the
+    noise of all K samples at once and get log q for free: `transport(lam, noise) -> (z, log q(z))`.
 
     Args:
-      reparameterized: True only if `sample` (or `transport`) is differentiable in lam with the right derivative.
-      fixed_support: False if the set of possible z moves with lam; score-function rules are then refused.
+      reparameterized: True only if `sample` (or `transport`) is differentiable in lam with the
+        right derivative.
+      fixed_support: False if the set of possible z moves with lam; score-function rules are then
+        refused.
 
     Raises:
       ValueError: if neither way of sampling, or only half of the second, is given.
     """
     if (noise is None) != (transport is None) or (sample is None and transport is None):
         raise ValueError(
-            f"family {name!r} has no complete sampler: give sample(key, lam), or both noise(key, num_samples) and "
+            f"family {name!r} has no complete sampler: give sample(key, lam), or both noise(key, "
+            f"num_samples) and "
             "transport(lam, noise)."
         )
     if noise is None or transport is None:
@@ -74,10 +77,30 @@ def family(
     if isinstance(reparameterized, dict):
         reparameterized = FrozenDict(reparameterized)
     return Family(
-        name, init, sample, log_prob, noise, transport, reparameterized, fixed_support, entropy, kl, support,
-        support_size, bernoulli_logits, categorical_logits, None if blocks is None else FrozenDict(blocks), block_lam, ordered,
-        inverse, num_uniforms, from_uniform, normal_moments, gamma_parameters, weak_derivative,
-    )  # fmt: skip
+        name,
+        init,
+        sample,
+        log_prob,
+        noise,
+        transport,
+        reparameterized,
+        fixed_support,
+        entropy,
+        kl,
+        support,
+        support_size,
+        bernoulli_logits,
+        categorical_logits,
+        None if blocks is None else FrozenDict(blocks),
+        block_lam,
+        ordered,
+        inverse,
+        num_uniforms,
+        from_uniform,
+        normal_moments,
+        gamma_parameters,
+        weak_derivative,
+    )
 
 
 def replace_each(z: Array, values: Array) -> Array:
@@ -86,7 +109,9 @@ def replace_each(z: Array, values: Array) -> Array:
 
 
 def lam_like(family: Family) -> PyTree:
-    """Shapes and dtypes of one datum's family parameters, as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    """Shapes and dtypes of one datum's family parameters, as `jax.ShapeDtypeStruct`s; nothing is
+    computed.
+    """
     return jax.eval_shape(lambda: family.init(jax.random.key(0)))
 
 

@@ -38,32 +38,52 @@ def bernoulli(dim: int) -> Family:
     def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
         on, off = replace_each(z, jnp.ones_like(z)), replace_each(z, jnp.zeros_like(z))
         probs = jax.nn.sigmoid(lam["logits"])
-        return WeakDerivative({"logits": on}, {"logits": off}, {"logits": probs * jax.nn.sigmoid(-lam["logits"])})
+        return WeakDerivative(
+            {"logits": on}, {"logits": off}, {"logits": probs * jax.nn.sigmoid(-lam["logits"])}
+        )
 
     def entropy(lam: PyTree) -> Scalar:
         return -jnp.sum(densities.bernoulli(jax.nn.sigmoid(lam["logits"]), lam["logits"]))
 
     def kl(lam: PyTree, lam2: PyTree) -> Scalar:
         mean = jax.nn.sigmoid(lam["logits"])
-        return jnp.sum(densities.bernoulli(mean, lam["logits"]) - densities.bernoulli(mean, lam2["logits"]))
+        return jnp.sum(
+            densities.bernoulli(mean, lam["logits"]) - densities.bernoulli(mean, lam2["logits"])
+        )
 
     def support() -> Array:
-        return jnp.asarray(np.array(list(itertools.product((0.0, 1.0), repeat=dim))), dtype=jnp.result_type(float))
+        return jnp.asarray(
+            np.array(list(itertools.product((0.0, 1.0), repeat=dim))), dtype=jnp.result_type(float)
+        )
 
     return family(
-        f"bernoulli({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, entropy=entropy, kl=kl,
-        support=support, support_size=2**dim, bernoulli_logits=lambda lam: lam["logits"],
-        num_uniforms=dim, from_uniform=lambda u: u, weak_derivative=weak_derivative,
-    )  # fmt: skip
+        f"bernoulli({dim})",
+        init=init,
+        log_prob=log_prob,
+        noise=noise,
+        transport=transport,
+        entropy=entropy,
+        kl=kl,
+        support=support,
+        support_size=2**dim,
+        bernoulli_logits=lambda lam: lam["logits"],
+        num_uniforms=dim,
+        from_uniform=lambda u: u,
+        weak_derivative=weak_derivative,
+    )
 
 
 def categorical(num_classes: int, num_sites: int | None = None) -> Family:
-    """Categorical variables as one-hot vectors of floats: one, z [C], or `num_sites` independent ones, z [D, C].
+    """Categorical variables as one-hot vectors of floats: one, z [C], or `num_sites` independent
+    ones, z [D, C].
 
     lam: `logits` of z's shape, up to a constant per site. The support has C (C^D) points.
     """
     if num_classes < 2 or (num_sites is not None and num_sites < 1):
-        raise ValueError(f"categorical({num_classes}, num_sites={num_sites}): at least 2 classes and 1 site are needed.")
+        raise ValueError(
+            f"categorical({num_classes}, num_sites={num_sites}): at least 2 classes and 1 site "
+            f"are needed."
+        )
     shape = (num_classes,) if num_sites is None else (num_sites, num_classes)
 
     def init(key: Key) -> PyTree:
@@ -77,7 +97,9 @@ def categorical(num_classes: int, num_sites: int | None = None) -> Family:
         return jnp.sum(densities.categorical(z, lam["logits"]))
 
     def transport(lam: PyTree, noise: Array) -> tuple[Array, Scalar]:
-        z = jax.nn.one_hot(jnp.argmax(lam["logits"] + noise, axis=-1), num_classes, dtype=noise.dtype)
+        z = jax.nn.one_hot(
+            jnp.argmax(lam["logits"] + noise, axis=-1), num_classes, dtype=noise.dtype
+        )
         return z, log_prob(lam, z)
 
     def entropy(lam: PyTree) -> Scalar:
@@ -85,15 +107,30 @@ def categorical(num_classes: int, num_sites: int | None = None) -> Family:
 
     def kl(lam: PyTree, lam2: PyTree) -> Scalar:
         probs = jax.nn.softmax(lam["logits"])
-        return jnp.sum(densities.categorical(probs, lam["logits"]) - densities.categorical(probs, lam2["logits"]))
+        return jnp.sum(
+            densities.categorical(probs, lam["logits"])
+            - densities.categorical(probs, lam2["logits"])
+        )
 
     def support() -> Array:
-        classes = np.array(list(itertools.product(range(num_classes), repeat=num_sites or 1)))  # [S, D]
-        return jax.nn.one_hot(classes, num_classes, dtype=jnp.result_type(float)).reshape(-1, *shape)
+        # [S, D]
+        classes = np.array(list(itertools.product(range(num_classes), repeat=num_sites or 1)))
+        return jax.nn.one_hot(classes, num_classes, dtype=jnp.result_type(float)).reshape(
+            -1, *shape
+        )
 
     sizes = f"{num_classes}" if num_sites is None else f"{num_classes}, num_sites={num_sites}"
     return family(
-        f"categorical({sizes})", init=init, log_prob=log_prob, noise=noise, transport=transport, entropy=entropy, kl=kl,
-        support=support, support_size=num_classes ** (num_sites or 1), categorical_logits=lambda lam: lam["logits"],
-        num_uniforms=math.prod(shape), from_uniform=lambda u: -jnp.log(-jnp.log(u)).reshape(shape),
-    )  # fmt: skip
+        f"categorical({sizes})",
+        init=init,
+        log_prob=log_prob,
+        noise=noise,
+        transport=transport,
+        entropy=entropy,
+        kl=kl,
+        support=support,
+        support_size=num_classes ** (num_sites or 1),
+        categorical_logits=lambda lam: lam["logits"],
+        num_uniforms=math.prod(shape),
+        from_uniform=lambda u: -jnp.log(-jnp.log(u)).reshape(shape),
+    )

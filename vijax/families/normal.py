@@ -19,7 +19,8 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
     lam: `loc` [D], `log_scale` [D], the log of the standard deviations. z: [D].
 
     Args:
-      dim: D, at least 1.    init_scale: standard deviation at `init`; the means start near 0.
+      dim: D, at least 1.
+      init_scale: standard deviation at `init`; the means start near 0.
     """
     _check_size("diag_normal", dim, init_scale)
 
@@ -50,8 +51,8 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         return 0.5 * jnp.sum(jnp.expm1(2.0 * log_ratio) - 2.0 * log_ratio + jnp.square(shift))
 
     def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
-        # Mean: a Weibull step to either side. Scale: a double-sided Maxwell step against the normal step coupled to it.
-        # Mohamed et al. 2020, table 1; coupling by Rosca et al. 2019.
+        # Mean: a Weibull step to either side. Scale: a double-sided Maxwell step against the normal
+        # step coupled to it. Mohamed et al. 2020, table 1; coupling by Rosca et al. 2019.
         keys = jax.random.split(key, 3)
         scale = jnp.exp(lam["log_scale"])
         weibull = scale * jnp.sqrt(2.0 * jax.random.exponential(keys[0], (dim,)))
@@ -65,21 +66,35 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         )
 
     return family(
-        f"diag_normal({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, reparameterized=True,
-        entropy=entropy, kl=kl, inverse=inverse, num_uniforms=dim, from_uniform=ndtri, weak_derivative=weak_derivative,
+        f"diag_normal({dim})",
+        init=init,
+        log_prob=log_prob,
+        noise=noise,
+        transport=transport,
+        reparameterized=True,
+        entropy=entropy,
+        kl=kl,
+        inverse=inverse,
+        num_uniforms=dim,
+        from_uniform=ndtri,
+        weak_derivative=weak_derivative,
         normal_moments=lambda lam: (lam["loc"], jnp.diag(jnp.exp(2.0 * lam["log_scale"]))),
-    )  # fmt: skip
+    )
 
 
 def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
-    """Normal with full covariance L L^T on R^dim, stored as L = diag(d) (I + U), U strictly lower triangular.
+    """Normal with full covariance L L^T on R^dim, stored as L = diag(d) (I + U), U strictly lower
+    triangular.
 
-    In this form a step changes correlations and scales separately: an optimiser with one learning rate serves both.
+    In this form a step changes correlations and scales separately: an optimiser with one learning
+    rate serves both.
 
-    lam: `loc` [D], `log_scale` [D] = log d, `lower` [D, D] = U (only its strictly lower triangle is read). z: [D].
+    lam: `loc` [D], `log_scale` [D] = log d, `lower` [D, D] = U (only its strictly lower triangle is
+    read). z: [D].
 
     Args:
-      dim: D, at least 1.    init_scale: standard deviation at `init`, without correlation.
+      dim: D, at least 1.
+      init_scale: standard deviation at `init`, without correlation.
     """
     _check_size("full_normal", dim, init_scale)
 
@@ -95,8 +110,11 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         return z, jnp.sum(densities.standard_normal(noise)) - jnp.sum(lam["log_scale"])
 
     def whiten(lam: PyTree, shift: Array) -> Array:
-        scale = jnp.exp(lam["log_scale"]).reshape(dim, *(1,) * (shift.ndim - 1))  # shift: [D] or [D, columns]
-        return solve_triangular(jnp.tril(lam["lower"], -1), shift / scale, lower=True, unit_diagonal=True)
+        # Shift: [D] or [D, columns]
+        scale = jnp.exp(lam["log_scale"]).reshape(dim, *(1,) * (shift.ndim - 1))
+        return solve_triangular(
+            jnp.tril(lam["lower"], -1), shift / scale, lower=True, unit_diagonal=True
+        )
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
         chex.assert_shape(z, (dim,))
@@ -113,14 +131,25 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         return 0.5 * (jnp.sum(jnp.square(ratio)) - dim + jnp.sum(jnp.square(shift))) - log_ratio
 
     return family(
-        f"full_normal({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, reparameterized=True,
-        entropy=entropy, kl=kl, inverse=lambda lam, z: whiten(lam, z - lam["loc"]), num_uniforms=dim, from_uniform=ndtri,
+        f"full_normal({dim})",
+        init=init,
+        log_prob=log_prob,
+        noise=noise,
+        transport=transport,
+        reparameterized=True,
+        entropy=entropy,
+        kl=kl,
+        inverse=lambda lam, z: whiten(lam, z - lam["loc"]),
+        num_uniforms=dim,
+        from_uniform=ndtri,
         normal_moments=lambda lam: (lam["loc"], cholesky(lam) @ cholesky(lam).T),
-    )  # fmt: skip
+    )
 
 
 def cholesky(lam: PyTree) -> Array:
-    """[D, D] Cholesky factor L of a `full_normal`'s covariance, lower triangular with positive diagonal."""
+    """[D, D] Cholesky factor L of a `full_normal`'s covariance, lower triangular with positive
+    diagonal.
+    """
     unit = jnp.eye(lam["loc"].shape[0], dtype=lam["lower"].dtype) + jnp.tril(lam["lower"], -1)
     return jnp.exp(lam["log_scale"])[:, None] * unit
 
@@ -133,9 +162,15 @@ def from_covariance(loc: Array, covariance: Array) -> PyTree:
 
 
 def _init_normal(key: Key, dim: int, init_scale: float) -> PyTree:
-    return {"loc": 0.01 * jax.random.normal(key, (dim,)), "log_scale": jnp.full((dim,), math.log(init_scale))}
+    return {
+        "loc": 0.01 * jax.random.normal(key, (dim,)),
+        "log_scale": jnp.full((dim,), math.log(init_scale)),
+    }
 
 
 def _check_size(name: str, dim: int, init_scale: float) -> None:
     if dim < 1 or not init_scale > 0.0:
-        raise ValueError(f"{name}(dim={dim}, init_scale={init_scale}): dim must be at least 1 and init_scale positive.")
+        raise ValueError(
+            f"{name}(dim={dim}, init_scale={init_scale}): dim must be at least 1 and init_scale "
+            f"positive."
+        )

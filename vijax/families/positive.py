@@ -1,4 +1,6 @@
-"""Families on positive numbers and counts, with implicit reparameterization where z is continuous."""
+"""Families on positive numbers and counts, with implicit reparameterization where z is
+continuous.
+"""
 
 import chex
 import jax
@@ -11,7 +13,8 @@ from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
 
 
 def gamma(dim: int) -> Family:
-    """Independent gamma variables on the positive reals. Implicit reparameterization, Figurnov et al. 2018.
+    """Independent gamma variables on the positive reals. Implicit reparameterization, Figurnov et
+    al. 2018.
 
     lam: `log_shape` [D], `log_rate` [D], logs of the shape a and the rate b; mean a / b. z: [D].
     """
@@ -27,7 +30,9 @@ def gamma(dim: int) -> Family:
     def log_prob(lam: PyTree, z: Array) -> Scalar:
         chex.assert_shape(z, (dim,))
         shape, rate = jnp.exp(lam["log_shape"]), jnp.exp(lam["log_rate"])
-        return jnp.sum(shape * lam["log_rate"] - gammaln(shape) + (shape - 1.0) * jnp.log(z) - rate * z)
+        return jnp.sum(
+            shape * lam["log_rate"] - gammaln(shape) + (shape - 1.0) * jnp.log(z) - rate * z
+        )
 
     def entropy(lam: PyTree) -> Scalar:
         shape = jnp.exp(lam["log_shape"])
@@ -40,9 +45,10 @@ def gamma(dim: int) -> Family:
         return jnp.sum(shapes - shape2 * log_ratio + shape * jnp.expm1(log_ratio))
 
     def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
-        # Rate: a gamma variable of shape a + 1 is one of shape a plus an exponential one. Mohamed et al. 2020, table 1.
-        # Shape: the law is infinitely divisible, so dE[f]/da = int (E[f(z + y)] - E[f(z)]) exp(-b y) / y dy, y drawn
-        # exponential; the measure is infinite, but the difference vanishes with y.
+        # Rate: a gamma variable of shape a + 1 is one of shape a plus an exponential one. Mohamed
+        # et al. 2020, table 1. Shape: the law is infinitely divisible, so dE[f]/da = int (E[f(z +
+        # y)] - E[f(z)]) exp(-b y) / y dy, y drawn exponential; the measure is infinite, but the
+        # difference vanishes with y.
         shape, rate = jnp.exp(lam["log_shape"]), jnp.exp(lam["log_rate"])
         unit = jax.random.exponential(key, (dim,))
         more, same = replace_each(z, z + unit / rate), jnp.broadcast_to(z, (dim, dim))
@@ -53,10 +59,16 @@ def gamma(dim: int) -> Family:
         )
 
     return family(
-        f"gamma({dim})", init=init, log_prob=log_prob, sample=sample, reparameterized=True, entropy=entropy, kl=kl,
+        f"gamma({dim})",
+        init=init,
+        log_prob=log_prob,
+        sample=sample,
+        reparameterized=True,
+        entropy=entropy,
+        kl=kl,
         weak_derivative=weak_derivative,
         gamma_parameters=lambda lam: (jnp.exp(lam["log_shape"]), jnp.exp(lam["log_rate"])),
-    )  # fmt: skip
+    )
 
 
 def exponential(dim: int) -> Family:
@@ -86,13 +98,23 @@ def exponential(dim: int) -> Family:
     def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
         more = replace_each(z, z + jax.random.exponential(key, (dim,)) * jnp.exp(-lam["log_rate"]))
         same = jnp.broadcast_to(z, (dim, dim))
-        return WeakDerivative({"log_rate": same}, {"log_rate": more}, {"log_rate": jnp.ones((dim,), z.dtype)})
+        return WeakDerivative(
+            {"log_rate": same}, {"log_rate": more}, {"log_rate": jnp.ones((dim,), z.dtype)}
+        )
 
     return family(
-        f"exponential({dim})", init=init, log_prob=log_prob, noise=noise, transport=transport, reparameterized=True,
-        entropy=lambda lam: jnp.sum(1.0 - lam["log_rate"]), kl=kl, num_uniforms=dim,
-        from_uniform=lambda uniforms: -jnp.log1p(-uniforms), weak_derivative=weak_derivative,
-    )  # fmt: skip
+        f"exponential({dim})",
+        init=init,
+        log_prob=log_prob,
+        noise=noise,
+        transport=transport,
+        reparameterized=True,
+        entropy=lambda lam: jnp.sum(1.0 - lam["log_rate"]),
+        kl=kl,
+        num_uniforms=dim,
+        from_uniform=lambda uniforms: -jnp.log1p(-uniforms),
+        weak_derivative=weak_derivative,
+    )
 
 
 def poisson(dim: int) -> Family:
@@ -119,15 +141,24 @@ def poisson(dim: int) -> Family:
 
     def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
         more, same = replace_each(z, z + 1.0), jnp.broadcast_to(z, (dim, dim))
-        return WeakDerivative({"log_rate": more}, {"log_rate": same}, {"log_rate": jnp.exp(lam["log_rate"])})
+        return WeakDerivative(
+            {"log_rate": more}, {"log_rate": same}, {"log_rate": jnp.exp(lam["log_rate"])}
+        )
 
     return family(
-        f"poisson({dim})", init=init, log_prob=log_prob, sample=sample, kl=kl, weak_derivative=weak_derivative,
-    )  # fmt: skip
+        f"poisson({dim})",
+        init=init,
+        log_prob=log_prob,
+        sample=sample,
+        kl=kl,
+        weak_derivative=weak_derivative,
+    )
 
 
 def positive(log_z: Array, log_scale: Array) -> Array:
-    """exp(log_z + log_scale), kept at least at the smallest normal float: small shapes underflow, and log 0 is no density."""
+    """exp(log_z + log_scale), kept at least at the smallest normal float: small shapes underflow,
+    and log 0 is no density.
+    """
     return jnp.maximum(jnp.exp(log_z + log_scale), jnp.finfo(log_z.dtype).tiny)
 
 

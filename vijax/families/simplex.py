@@ -1,4 +1,6 @@
-"""Families on the unit interval and the simplex, made from gamma variables and differentiated through them."""
+"""Families on the unit interval and the simplex, made from gamma variables and differentiated
+through them.
+"""
 
 import chex
 import jax
@@ -10,9 +12,11 @@ from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
 def beta(dim: int) -> Family:
-    """Independent beta variables on (0, 1). Implicit reparameterization of two gamma variables, Figurnov et al. 2018.
+    """Independent beta variables on (0, 1). Implicit reparameterization of two gamma variables,
+    Figurnov et al. 2018.
 
-    lam: `log_alpha` [D], `log_beta` [D], logs of the two shapes; mean alpha / (alpha + beta). z: [D].
+    lam: `log_alpha` [D], `log_beta` [D], logs of the two shapes; mean alpha / (alpha + beta). z:
+    [D].
     """
     if dim < 1:
         raise ValueError(f"beta(dim={dim}): dim must be at least 1.")
@@ -28,20 +32,28 @@ def beta(dim: int) -> Family:
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
         chex.assert_shape(z, (dim,))
-        return jnp.sum(dirichlet_log_prob(shapes(lam), jnp.stack([jnp.log(z), jnp.log1p(-z)], axis=-1)))
+        return jnp.sum(
+            dirichlet_log_prob(shapes(lam), jnp.stack([jnp.log(z), jnp.log1p(-z)], axis=-1))
+        )
 
     return family(
-        f"beta({dim})", init=init, log_prob=log_prob, sample=sample, reparameterized=True,
+        f"beta({dim})",
+        init=init,
+        log_prob=log_prob,
+        sample=sample,
+        reparameterized=True,
         entropy=lambda lam: jnp.sum(dirichlet_entropy(shapes(lam))),
         kl=lambda lam, lam2: jnp.sum(dirichlet_kl(shapes(lam), shapes(lam2))),
-    )  # fmt: skip
+    )
 
 
 def dirichlet(num_classes: int) -> Family:
-    """Dirichlet distribution on the simplex. Implicit reparameterization of C gamma variables, Figurnov et al. 2018.
+    """Dirichlet distribution on the simplex. Implicit reparameterization of C gamma variables,
+    Figurnov et al. 2018.
 
-    lam: `log_concentration` [C]. z: [C], positive, of sum 1. The density is that of the first C - 1 entries, and `log_prob`
-    extends it to z off the simplex as sum (a - 1) log z: derivatives in z mean something along the simplex only.
+    lam: `log_concentration` [C]. z: [C], positive, of sum 1. The density is that of the first C - 1
+    entries, and `log_prob` extends it to z off the simplex as sum (a - 1) log z: derivatives in z
+    mean something along the simplex only.
     """
     if num_classes < 2:
         raise ValueError(f"dirichlet(num_classes={num_classes}): at least 2 classes are needed.")
@@ -61,9 +73,14 @@ def dirichlet(num_classes: int) -> Family:
         return dirichlet_log_prob(shapes(lam), jnp.log(z))
 
     return family(
-        f"dirichlet({num_classes})", init=init, log_prob=log_prob, sample=sample, reparameterized=True,
-        entropy=lambda lam: dirichlet_entropy(shapes(lam)), kl=lambda lam, lam2: dirichlet_kl(shapes(lam), shapes(lam2)),
-    )  # fmt: skip
+        f"dirichlet({num_classes})",
+        init=init,
+        log_prob=log_prob,
+        sample=sample,
+        reparameterized=True,
+        entropy=lambda lam: dirichlet_entropy(shapes(lam)),
+        kl=lambda lam, lam2: dirichlet_kl(shapes(lam), shapes(lam2)),
+    )
 
 
 def dirichlet_log_prob(shapes: Array, log_z: Array) -> Array:
@@ -74,14 +91,22 @@ def dirichlet_log_prob(shapes: Array, log_z: Array) -> Array:
 def dirichlet_entropy(shapes: Array) -> Array:
     """Differential entropy over the last axis, in nats: [..., C] -> [...]."""
     total = jnp.sum(shapes, axis=-1)
-    spread = (total - shapes.shape[-1]) * digamma(total) - jnp.sum((shapes - 1.0) * digamma(shapes), axis=-1)
+    spread = (total - shapes.shape[-1]) * digamma(total) - jnp.sum(
+        (shapes - 1.0) * digamma(shapes), axis=-1
+    )
     return log_multivariate_beta(shapes) + spread
 
 
 def dirichlet_kl(shapes: Array, shapes2: Array) -> Array:
-    """KL(Dirichlet(shapes) || Dirichlet(shapes2)) over the last axis: [..., C], [..., C] -> [...]."""
+    """KL(Dirichlet(shapes) || Dirichlet(shapes2)) over the last axis: [..., C], [..., C] ->
+    [...].
+    """
     mean_log = digamma(shapes) - digamma(jnp.sum(shapes, axis=-1, keepdims=True))
-    return log_multivariate_beta(shapes2) - log_multivariate_beta(shapes) + jnp.sum((shapes - shapes2) * mean_log, axis=-1)
+    return (
+        log_multivariate_beta(shapes2)
+        - log_multivariate_beta(shapes)
+        + jnp.sum((shapes - shapes2) * mean_log, axis=-1)
+    )
 
 
 def log_multivariate_beta(shapes: Array) -> Array:

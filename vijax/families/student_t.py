@@ -14,25 +14,37 @@ from vijax.types import Array, Family, Key, PyTree, Scalar
 def student_t(dim: int, *, init_degrees: float = 5.0) -> Family:
     """Independent Student-t variables on the real line, heavier in the tails than the normal.
 
-    z = loc + scale e sqrt(v / (2 g)), e normal, g ~ Gamma(v/2): differentiable in all three, in the degrees of freedom v by
-    implicit reparameterization of g, Figurnov et al. 2018.
+    z = loc + scale e sqrt(v / (2 g)), e normal, g ~ Gamma(v/2): differentiable in all three, in the
+    degrees of freedom v by implicit reparameterization of g, Figurnov et al. 2018.
 
-    lam: `loc` [D], `log_scale` [D], `log_degrees` [D], the log of v. z: [D]; for v below 0.1 draws may overflow float32.
+    lam: `loc` [D], `log_scale` [D], `log_degrees` [D], the log of v. z: [D]; for v below 0.1 draws
+    may overflow float32.
 
     Args:
-      dim: D, at least 1.    init_degrees: v at `init`.
+      dim: D, at least 1.
+      init_degrees: v at `init`.
     """
     if dim < 1 or not init_degrees > 0.0:
-        raise ValueError(f"student_t(dim={dim}, init_degrees={init_degrees}): dim must be at least 1, init_degrees positive.")
+        raise ValueError(
+            f"student_t(dim={dim}, init_degrees={init_degrees}): dim must be at least 1, "
+            f"init_degrees positive."
+        )
 
     def init(key: Key) -> PyTree:
         loc = 0.01 * jax.random.normal(key, (dim,))
-        return {"loc": loc, "log_scale": jnp.zeros((dim,)), "log_degrees": jnp.full((dim,), math.log(init_degrees))}
+        return {
+            "loc": loc,
+            "log_scale": jnp.zeros((dim,)),
+            "log_degrees": jnp.full((dim,), math.log(init_degrees)),
+        }
 
     def sample(key: Key, lam: PyTree) -> Array:
         normal_key, gamma_key = jax.random.split(key)
         half = 0.5 * jnp.exp(lam["log_degrees"])
-        normal, log_gamma = jax.random.normal(normal_key, (dim,)), jax.random.loggamma(gamma_key, half)
+        normal, log_gamma = (
+            jax.random.normal(normal_key, (dim,)),
+            jax.random.loggamma(gamma_key, half),
+        )
         return lam["loc"] + normal * jnp.exp(lam["log_scale"] + 0.5 * (jnp.log(half) - log_gamma))
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
@@ -48,10 +60,17 @@ def student_t(dim: int, *, init_degrees: float = 5.0) -> Family:
         return jnp.sum(spread + log_normaliser(degrees) + lam["log_scale"])
 
     return family(
-        f"student_t({dim})", init=init, log_prob=log_prob, sample=sample, reparameterized=True, entropy=entropy,
-    )  # fmt: skip
+        f"student_t({dim})",
+        init=init,
+        log_prob=log_prob,
+        sample=sample,
+        reparameterized=True,
+        entropy=entropy,
+    )
 
 
 def log_normaliser(degrees: Array) -> Array:
     """Log of the integral of (1 + t^2 / v)^(-(v + 1) / 2), elementwise."""
-    return gammaln(0.5 * degrees) - gammaln(0.5 * (degrees + 1.0)) + 0.5 * jnp.log(degrees * math.pi)
+    return (
+        gammaln(0.5 * degrees) - gammaln(0.5 * (degrees + 1.0)) + 0.5 * jnp.log(degrees * math.pi)
+    )

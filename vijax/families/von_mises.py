@@ -15,16 +15,21 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 def von_mises(dim: int) -> Family:
-    """Independent angles in [-pi, pi], density exp(c cos(z - loc)) / (2 pi I0(c)). Figurnov et al. 2018.
+    """Independent angles in [-pi, pi], density exp(c cos(z - loc)) / (2 pi I0(c)). Figurnov et al.
+    2018.
 
-    lam: `loc` [D], radians, `log_concentration` [D], the log of c. z: [D], radians. Path derivatives are right for an
-    integrand that is continuous on the circle, f(-pi) = f(pi): write it in cos z and sin z.
+    lam: `loc` [D], radians, `log_concentration` [D], the log of c. z: [D], radians. Path
+    derivatives are right for an integrand that is continuous on the circle, f(-pi) = f(pi): write
+    it in cos z and sin z.
     """
     if dim < 1:
         raise ValueError(f"von_mises(dim={dim}): dim must be at least 1.")
 
     def init(key: Key) -> PyTree:
-        return {"loc": 0.01 * jax.random.normal(key, (dim,)), "log_concentration": jnp.zeros((dim,))}
+        return {
+            "loc": 0.01 * jax.random.normal(key, (dim,)),
+            "log_concentration": jnp.zeros((dim,)),
+        }
 
     def sample(key: Key, lam: PyTree) -> Array:
         turned = lam["loc"] + centred_angle(key, jnp.exp(lam["log_concentration"]))
@@ -33,9 +38,12 @@ def von_mises(dim: int) -> Family:
     def log_prob(lam: PyTree, z: Array) -> Scalar:
         chex.assert_shape(z, (dim,))
         concentration = jnp.exp(lam["log_concentration"])
-        # cos - 1 by the half angle, so that the two large parts of c cos z - log I0(c) cancel on paper.
+        # cos - 1 by the half angle, so that the two large parts of c cos z - log I0(c) cancel on
+        # paper.
         fall = 2.0 * jnp.square(jnp.sin(0.5 * (z - lam["loc"])))
-        return -jnp.sum(concentration * fall + log_scaled_bessel(concentration) + math.log(2.0 * math.pi))
+        return -jnp.sum(
+            concentration * fall + log_scaled_bessel(concentration) + math.log(2.0 * math.pi)
+        )
 
     def entropy(lam: PyTree) -> Scalar:
         concentration = jnp.exp(lam["log_concentration"])
@@ -46,17 +54,27 @@ def von_mises(dim: int) -> Family:
         one, two = jnp.exp(lam["log_concentration"]), jnp.exp(lam2["log_concentration"])
         fall, turn = mean_fall(one), 2.0 * jnp.square(jnp.sin(0.5 * (lam["loc"] - lam2["loc"])))
         mean_fall_two = fall + (1.0 - fall) * turn  # E[1 - cos(z - loc2)]
-        return jnp.sum(log_scaled_bessel(two) - log_scaled_bessel(one) + two * mean_fall_two - one * fall)
+        return jnp.sum(
+            log_scaled_bessel(two) - log_scaled_bessel(one) + two * mean_fall_two - one * fall
+        )
 
     return family(
-        f"von_mises({dim})", init=init, log_prob=log_prob, sample=sample, reparameterized=True, entropy=entropy, kl=kl,
-    )  # fmt: skip
+        f"von_mises({dim})",
+        init=init,
+        log_prob=log_prob,
+        sample=sample,
+        reparameterized=True,
+        entropy=entropy,
+        kl=kl,
+    )
 
 
 def centred_angle(key: Key, concentration: Array) -> Array:
-    """Angles around 0 by rejection from a normal truncated to [-pi, pi], differentiable in the concentration [D].
+    """Angles around 0 by rejection from a normal truncated to [-pi, pi], differentiable in the
+    concentration [D].
 
-    1 - cos t >= 2 (t / pi)^2 makes exp(-2 c (t / pi)^2) an envelope; at least 2/pi of the proposals are accepted, for any c.
+    1 - cos t >= 2 (t / pi)^2 makes exp(-2 c (t / pi)^2) an envelope; at least 2/pi of the proposals
+    are accepted, for any c.
     """
     fixed = jax.lax.stop_gradient(concentration)
     scale = 0.5 * math.pi / jnp.sqrt(fixed)
@@ -65,7 +83,9 @@ def centred_angle(key: Key, concentration: Array) -> Array:
         key, angle, done = carry
         key, proposal_key, accept_key = jax.random.split(key, 3)
         bound = math.pi / scale
-        proposal = scale * jax.random.truncated_normal(proposal_key, -bound, bound, fixed.shape, fixed.dtype)
+        proposal = scale * jax.random.truncated_normal(
+            proposal_key, -bound, bound, fixed.shape, fixed.dtype
+        )
         excess = 2.0 * (jnp.square(jnp.sin(0.5 * proposal)) - jnp.square(proposal / math.pi))
         accept = jax.random.exponential(accept_key, fixed.shape, fixed.dtype) >= fixed * excess
         return key, jnp.where(done, angle, proposal), done | accept
@@ -77,7 +97,9 @@ def centred_angle(key: Key, concentration: Array) -> Array:
 
 @jax.custom_jvp
 def with_derivative(angle: Array, concentration: Array) -> Array:
-    """The angle around 0, whose derivative in the concentration is -(dF/dc) / (dF/dangle), F the distribution function."""
+    """The angle around 0, whose derivative in the concentration is -(dF/dc) / (dF/dangle), F the
+    distribution function.
+    """
     return angle
 
 
@@ -90,7 +112,8 @@ def _with_derivative_jvp(primals, tangents):
 def angle_derivative(angle: Array, concentration: Array) -> Array:
     """-int_0^z exp(c (cos t - cos z)) (cos t - E cos) dt, elementwise; the integral to pi vanishes.
 
-    Inside the angle where cos z = E cos it is taken from 0, outside from pi: the integrand has one sign, nothing cancels.
+    Inside the angle where cos z = E cos it is taken from 0, outside from pi: the integrand has one
+    sign, nothing cancels.
     """
     z, fall = jnp.abs(angle), mean_fall(concentration)
     falling = 2.0 * jnp.square(jnp.sin(0.5 * z))  # 1 - cos z
@@ -121,9 +144,12 @@ def _log_scaled_bessel_jvp(primals, tangents):
 
 
 def mean_fall(concentration: Array) -> Array:
-    """1 - I1(c) / I0(c) = E[1 - cos], elementwise; for large c by its expansion, where the quotient would lose its digits."""
+    """1 - I1(c) / I0(c) = E[1 - cos], elementwise; for large c by its expansion, where the quotient
+    would lose its digits.
+    """
     small = jnp.minimum(concentration, 100.0)
     inverse = 1.0 / jnp.maximum(concentration, 100.0)
-    coefficients = (1073 / 1024, 13 / 32, 25 / 128, 1 / 8, 1 / 8, 1 / 2, 0.0)  # of inverse^6 ... inverse^0
+    # Of inverse^6 ... inverse^0
+    coefficients = (1073 / 1024, 13 / 32, 25 / 128, 1 / 8, 1 / 8, 1 / 2, 0.0)
     expansion = jnp.polyval(jnp.asarray(coefficients, inverse.dtype), inverse)
     return jnp.where(concentration <= 100.0, (i0e(small) - i1e(small)) / i0e(small), expansion)

@@ -1,6 +1,8 @@
-"""The gradient lab: bias, variance, signal-to-noise ratio and cost of any estimator, each figure with its own error.
+"""The gradient lab: bias, variance, signal-to-noise ratio and cost of any estimator, each figure
+with its own error.
 
-Results are NamedTuples of columns: `to_dataframe` makes a pandas table of them, to print or to write as CSV or JSON.
+Results are NamedTuples of columns: `to_dataframe` makes a pandas table of them, to print or to
+write as CSV or JSON.
 """
 
 from vijax.lab.comparison import Comparison, Learned, along, compare, concatenate, in_lam

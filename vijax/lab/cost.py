@@ -1,4 +1,6 @@
-"""What one gradient costs: evaluations of the log-joint, counted in the traced program, and measured time."""
+"""What one gradient costs: evaluations of the log-joint, counted in the traced program, and
+measured time.
+"""
 
 import functools
 import math
@@ -14,24 +16,39 @@ import numpy as np
 from vijax.estimators import EVALUATION
 from vijax.types import Batch, Estimator, Key, Params, PyTree
 
-INLINE = ("pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
+INLINE = (
+    "pjit",
+    "jit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "remat",
+    "checkpoint",
+)
 TINY = 1e-30  # a step so small that the parameters stay what they are
 
 
 class Timing(NamedTuple):
-    """Interleaved timings of several estimators."""
+    """Interleaved timings of several estimators.
+
+    Attributes:
+      microseconds: [E] per gradient, median over rounds
+      rounds: [R, E] microseconds; round r of all of them is measured within one stretch of time
+    """
 
     names: tuple[str, ...]
-    microseconds: np.ndarray  # [E] per gradient, median over rounds
-    rounds: np.ndarray  # [R, E] microseconds; round r of all of them is measured within one stretch of time
+    microseconds: np.ndarray
+    rounds: np.ndarray
 
 
 def evaluations(estimator: Estimator, params: Params, state: PyTree, batch: Batch) -> int:
-    """How often one gradient evaluates log p(z, x | w) of one sample and one datum (log p(x | w) with a global latent alone).
+    """How often one gradient evaluates log p(z, x | w) of one sample and one datum (log p(x | w)
+    with a global latent alone).
 
-    Counted in the traced program, whatever the rule: forward evaluations, without the passes that differentiate them, which
-    the time shows. 0 for estimators that `vijax.estimator` did not build; `jax.ad_checkpoint.checkpoint_name(value,
-    "log_joint")` marks an evaluation of your own.
+    Counted in the traced program, whatever the rule: forward evaluations, without the passes that
+    differentiate them, which the time shows. 0 for estimators that `vijax.estimator` did not build;
+    `jax.ad_checkpoint.checkpoint_name(value, "log_joint")` marks an evaluation of your own.
     """
 
     def gradient(key: Key, params: Params, state: PyTree, batch: Batch) -> Params:
@@ -41,7 +58,9 @@ def evaluations(estimator: Estimator, params: Params, state: PyTree, batch: Batc
 
 
 class _Numbering:
-    """Numbers values so that equal computations get equal numbers, and counts marked values once each."""
+    """Numbers values so that equal computations get equal numbers, and counts marked values once
+    each.
+    """
 
     def __init__(self) -> None:
         self.known: dict[Any, int] = {}
@@ -55,7 +74,11 @@ class _Numbering:
         env = dict(zip(jaxpr.invars, given, strict=True))
 
         def read(atom: Any) -> int:
-            return self.number(("literal", str(atom.val), str(atom.aval))) if hasattr(atom, "val") else env[atom]
+            return (
+                self.number(("literal", str(atom.val), str(atom.aval)))
+                if hasattr(atom, "val")
+                else env[atom]
+            )
 
         for var in jaxpr.constvars:
             env[var] = self.number(("constant", id(var)))
@@ -69,12 +92,18 @@ class _Numbering:
         inside = [part for value in params.values() for part in _jaxprs(value)]
         if name in INLINE and len(inside) == 1:
             return self.run(inside[0], inputs)
-        key = (name, *inputs, *(f"{k}={id(v) if _jaxprs(v) else v}" for k, v in sorted(params.items())))
+        key = (
+            name,
+            *inputs,
+            *(f"{k}={id(v) if _jaxprs(v) else v}" for k, v in sorted(params.items())),
+        )
         if key not in self.known:
             if name == "name" and params["name"] == EVALUATION:
                 self.total += math.prod(equation.outvars[0].aval.shape)
             counts = [_count(part) for part in inside]
-            self.total += max(counts, default=0) if name == "cond" else params.get("length", 1) * sum(counts)
+            self.total += (
+                max(counts, default=0) if name == "cond" else params.get("length", 1) * sum(counts)
+            )
         first = self.number(key)
         return [self.number((first, i)) for i in range(len(equation.outvars))]
 
@@ -87,7 +116,11 @@ def _count(jaxpr: Any) -> int:
 
 def _jaxprs(value: Any) -> list[Any]:
     parts = value if isinstance(value, tuple | list) else [value]
-    return [getattr(part, "jaxpr", part) for part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
+    return [
+        getattr(part, "jaxpr", part)
+        for part in parts
+        if hasattr(getattr(part, "jaxpr", part), "eqns")
+    ]
 
 
 def timing(
@@ -100,16 +133,20 @@ def timing(
     rounds: int = 11,
     seconds: float = 0.02,
 ) -> Timing:
-    """Wall time of one gradient in a compiled loop, steady state: A B C A B C ..., and the median of the rounds.
+    """Wall time of one gradient in a compiled loop, steady state: A B C A B C ..., and the median
+    of the rounds.
 
     Args:
-      params, states: of every estimator.    seconds: how long a loop of one round should take, at least one gradient.
+      params, states: of every estimator.
+      seconds: how long a loop of one round should take, at least one gradient.
     """
     names = tuple(estimators)
 
     def run(name: str, count: int) -> float:
         began = time.perf_counter()
-        jax.block_until_ready(_loop(key, params[name], states[name], batch, count, estimator=estimators[name]))
+        jax.block_until_ready(
+            _loop(key, params[name], states[name], batch, count, estimator=estimators[name])
+        )
         return time.perf_counter() - began
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -119,15 +156,22 @@ def timing(
         once = run(name, 1)
         few = max(2, min(64, int(seconds / 4.0 / once)))
         counts[name] = max(1, int(seconds / max(run(name, few) / few, 1e-7)))
-    table = np.asarray([[1e6 * run(name, counts[name]) / counts[name] for name in names] for _ in range(rounds)])
+    table = np.asarray(
+        [[1e6 * run(name, counts[name]) / counts[name] for name in names] for _ in range(rounds)]
+    )
     return Timing(names, np.median(table, axis=0), table)
 
 
 @functools.partial(jax.jit, static_argnames="estimator")
-def _loop(key: Key, params: Params, state: PyTree, batch: Batch, count: int, *, estimator: Estimator) -> Params:
+def _loop(
+    key: Key, params: Params, state: PyTree, batch: Batch, count: int, *, estimator: Estimator
+) -> Params:
     def step(number: Any, params: Params) -> Params:
-        gradient = estimator.estimate(jax.random.fold_in(key, number), params, state, batch)[0].grads
-        # The parameters must change in form, or the compiler would take out of the loop whatever does not see the key.
+        gradient = estimator.estimate(jax.random.fold_in(key, number), params, state, batch)[
+            0
+        ].grads
+        # The parameters must change in form, or the compiler would take out of the loop whatever
+        # does not see the key.
         return jax.tree.map(lambda leaf, g: leaf - TINY * g, params, gradient)
 
     return jax.lax.fori_loop(0, count, step, params)

@@ -1,4 +1,6 @@
-"""What a rule learns or remembers, brought up at frozen parameters, so that rules are compared as they are in use."""
+"""What a rule learns or remembers, brought up at frozen parameters, so that rules are compared as
+they are in use.
+"""
 
 import functools
 
@@ -18,10 +20,12 @@ def learn(
     num_steps: int = 300,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Learned:
-    """Control variates, learned baselines and running means after `num_steps` steps at fixed theta, phi and batch.
+    """Control variates, learned baselines and running means after `num_steps` steps at fixed theta,
+    phi and batch.
 
     Args:
-      params: its control is ignored; learning starts from initialisation.    optimizer: of control; None: Adam at 0.01.
+      params: its control is ignored; learning starts from initialisation.
+      optimizer: of control; None: Adam at 0.01.
     """
     own_key, run_key = jax.random.split(key)
     place = params._replace(control=estimator.init_params(own_key).control)
@@ -29,7 +33,9 @@ def learn(
     if not jax.tree.leaves((place.control, state)):
         return Learned(place.control, state)
     chosen = _ADAM if optimizer is None else optimizer
-    return Learned(*_run(run_key, place, state, batch, num_steps, estimator=estimator, optimizer=chosen))
+    return Learned(
+        *_run(run_key, place, state, batch, num_steps, estimator=estimator, optimizer=chosen)
+    )
 
 
 _ADAM = optax.adam(0.01)  # one object, so that one program serves every call

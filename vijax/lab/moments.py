@@ -1,7 +1,8 @@
-"""Streaming moments of an estimator's gradient at frozen parameters, element by element and summed over groups of elements.
+"""Streaming moments of an estimator's gradient at frozen parameters, element by element and summed
+over groups of elements.
 
-A draw's key is `fold_in(key, its number)`: the draws, and so the moments, do not depend on how they are cut into chunks or
-spread over devices.
+A draw's key is `fold_in(key, its number)`: the draws, and so the moments, do not depend on how they
+are cut into chunks or spread over devices.
 """
 
 import itertools
@@ -21,36 +22,59 @@ CHUNK_NUMBERS = 2**18  # gradient elements held at once
 class Moments(NamedTuple):
     """Of S independent draws g of the gradient. Groups: see `groups`; m is the mean of the draws.
 
-    The spread's pair of numbers per draw is taken about the running mean of the draws so far. The noise of that mean enters
-    the second number, whose spread (in the errors of norm and SNR alone) is somewhat too large where chunks are small and S is
-    too; nothing else is approximate.
+    The spread's pair of numbers per draw is taken about the running mean of the draws so far. The
+    noise of that mean enters the second number, whose spread (in the errors of norm and SNR alone)
+    is somewhat too large where chunks are small and S is too; nothing else is approximate.
+
+    Attributes:
+      mean: [P] elements of params, leaf after leaf
+      variance: [P] unbiased
+      third: [P] central moment
+      fourth: [P] central moment
+      spread: [M, 2, 2] covariance of (|g - m|^2, m.(g - m)) per group
+      squares: [S, M] |g - m|^2 per draw and group; [0, M] unless asked for
     """
 
-    mean: Array  # [P] elements of params, leaf after leaf
-    variance: Array  # [P] unbiased
-    third: Array  # [P] central moment
-    fourth: Array  # [P] central moment
-    spread: Array  # [M, 2, 2] covariance of (|g - m|^2, m.(g - m)) per group
-    squares: Array  # [S, M] |g - m|^2 per draw and group; [0, M] unless asked for
+    mean: Array
+    variance: Array
+    third: Array
+    fourth: Array
+    spread: Array
+    squares: Array
     num_draws: int
 
 
 class _Sums(NamedTuple):
+    """Fields.
+
+    Attributes:
+      mean: [P] of all elements, one after the other
+      powers: [P] sums of (g - mean)^2, ^3, ^4
+      pair: [M, 2] mean of the spread's pair
+      products: [M, 2, 2] sums of products of its deviations
+    """
+
     count: Array
-    mean: Array  # [P] of all elements, one after the other
-    powers: tuple[Array, Array, Array]  # [P] sums of (g - mean)^2, ^3, ^4
-    pair: Array  # [M, 2] mean of the spread's pair
-    products: Array  # [M, 2, 2] sums of products of its deviations
+    mean: Array
+    powers: tuple[Array, Array, Array]
+    pair: Array
+    products: Array
 
 
 def groups(params: Params) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the groups [M] and their leaves, bool [M, L]: theta, phi, control, then each leaf of a block of several."""
+    """Names of the groups [M] and their leaves, bool [M, L]: theta, phi, control, then each leaf of
+    a block of several.
+    """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/").removeprefix(".") for path in paths]
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/").removeprefix(".") for path in paths
+    ]
     blocks = [name.split("/")[0] for name in names]
     wholes = [block for block in Params._fields if block in blocks]
     parts = [name for name, block in zip(names, blocks, strict=True) if blocks.count(block) > 1]
-    members = [[block == whole for block in blocks] for whole in wholes] + [[name == part for name in names] for part in parts]
+    members = [[block == whole for block in blocks] for whole in wholes] + [
+        [name == part for name in names] for part in parts
+    ]
     return (*wholes, *parts), np.asarray(members, bool).reshape(len(members), len(names))
 
 
@@ -67,7 +91,8 @@ def measure(
     keep_squares: bool = False,
     quick_compile: bool = False,
 ) -> Moments:
-    """The moments of `num_draws` gradients. Memory: `chunk_size` gradients and a few copies of params, whatever num_draws.
+    """The moments of `num_draws` gradients. Memory: `chunk_size` gradients and a few copies of
+    params, whatever num_draws.
 
     Merges chunks by the pairwise formulas of Chan et al. 1983 and Pebay 2008, eq. 2.1 and 3.1.
 
@@ -92,8 +117,16 @@ def measure(
     shape = (-(-num_draws // even), even)
     run = _measure_quick if quick_compile else _measure
     result = run(
-        key, params, state, batch, num_draws, estimator=estimator, shape=shape, sharding=sharding, keep=keep_squares
-    )  # fmt: skip
+        key,
+        params,
+        state,
+        batch,
+        num_draws,
+        estimator=estimator,
+        shape=shape,
+        sharding=sharding,
+        keep=keep_squares,
+    )
     squares = result.squares[:num_draws] if keep_squares else result.squares
     return result._replace(squares=squares, num_draws=num_draws)
 
@@ -110,7 +143,9 @@ def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, ke
         if sharding is not None:
             number = jax.lax.with_sharding_constraint(number, sharding)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, number)
-        draws = jax.vmap(lambda k: ravel_pytree(estimator.estimate(k, params, state, batch)[0].grads)[0])(keys)
+        draws = jax.vmap(
+            lambda k: ravel_pytree(estimator.estimate(k, params, state, batch)[0].grads)[0]
+        )(keys)
         draws = draws.astype(zeros.dtype)
         real = number < num_draws  # the last chunk may be padded
         sums = _add(sums, draws, real)
@@ -126,25 +161,44 @@ def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, ke
     sums, squares = jax.lax.scan(chunk, start, size * jnp.arange(num_chunks))
     n, (second, third, fourth) = sums.count, sums.powers
     spread = sums.products / (n - 1)
-    return Moments(sums.mean, second / (n - 1), third / n, fourth / n, spread, squares.reshape(-1, num_groups), 0)
+    return Moments(
+        sums.mean,
+        second / (n - 1),
+        third / n,
+        fourth / n,
+        spread,
+        squares.reshape(-1, num_groups),
+        0,
+    )
 
 
 _STATIC = ("estimator", "shape", "sharding", "keep")
 _measure = jax.jit(_run, static_argnames=_STATIC)
-_measure_quick = jax.jit(_run, static_argnames=_STATIC, compiler_options={"xla_backend_optimization_level": 1})
+_measure_quick = jax.jit(
+    _run, static_argnames=_STATIC, compiler_options={"xla_backend_optimization_level": 1}
+)
 
 
 def _add(sums: _Sums, draws: Array, real: Array) -> _Sums:
-    """The sums with those of a chunk, draws [size, P], added; of the draws, those that are `real`."""
+    """The sums with those of a chunk, draws [size, P], added; of the draws, those that are
+    `real`.
+    """
     a, b = sums.count, jnp.sum(real, dtype=sums.count.dtype)
     n = a + b
     mean = jnp.sum(jnp.where(real[:, None], draws, 0), axis=0) / b
     away = jnp.where(real[:, None], draws - mean[None], 0)
     square = away * away
     s2, s3, s4 = sums.powers
-    t2, t3, t4 = jnp.sum(square, axis=0), jnp.sum(square * away, axis=0), jnp.sum(square * square, axis=0)
+    t2, t3, t4 = (
+        jnp.sum(square, axis=0),
+        jnp.sum(square * away, axis=0),
+        jnp.sum(square * square, axis=0),
+    )
     d = mean - sums.mean
-    fourth = d**4 * (a * b * (a * a - a * b + b * b) / n**3) + 6 * d**2 * (a * a * t2 + b * b * s2) / n**2
+    fourth = (
+        d**4 * (a * b * (a * a - a * b + b * b) / n**3)
+        + 6 * d**2 * (a * a * t2 + b * b * s2) / n**2
+    )
     powers = (
         s2 + t2 + d**2 * (a * b / n),
         s3 + t3 + d**3 * (a * b * (a - b) / n**2) + 3 * d * (a * t2 - b * s2) / n,

@@ -7,7 +7,8 @@ import pandas as pd
 
 
 def to_dataframe(result: NamedTuple) -> pd.DataFrame:
-    """The columns of a `Comparison`, `Blocks`, `Slopes` or `Sources` as a table; of a `GradientReport`, its blocks.
+    """The columns of a `Comparison`, `Blocks`, `Slopes` or `Sources` as a table; of a
+    `GradientReport`, its blocks.
 
     Print it with `print(table.to_string(index=False))`, write it with `to_csv` and `to_json`.
     """

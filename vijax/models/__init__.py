@@ -1,4 +1,6 @@
-"""Models: log-joints of one datum and one sample, with `simulate` and the exact evidence and posterior where known."""
+"""Models: log-joints of one datum and one sample, with `simulate` and the exact evidence and
+posterior where known.
+"""
 
 from vijax.models.base import bayes_model, hierarchical_model, latent_model
 from vijax.models.conjugate_normal import conjugate_normal

@@ -1,6 +1,7 @@
 """How a model is put together: global latents, local latents, or both.
 
-A log-density is one number, or a dict {name: term} of the terms whose sum it is: `rules.by_terms` gives credit by their names.
+A log-density is one number, or a dict {name: term} of the terms whose sum it is: `rules.by_terms`
+gives credit by their names.
 """
 
 from collections.abc import Callable
@@ -21,19 +22,26 @@ def latent_model(
     log_evidence: Callable[..., Scalar] | None = None,
     posterior: Callable[..., PyTree] | None = None,
 ) -> Model:
-    """A model with one local latent z_i per datum: log p(x_i, z_i | theta) = log_joint(theta, z, x), one datum, one sample.
+    """A model with one local latent z_i per datum: log p(x_i, z_i | theta) = log_joint(theta, z,
+    x), one datum, one sample.
 
     Args:
-      init: key -> theta (`()` if nothing is learned).    prior: p(z | theta) as a family, `locate(theta)`.
-      simulate: (key, theta, num_data) -> (z, x).    log_evidence: (theta, x) -> exact log p(x_i) of one datum.
+      init: key -> theta (`()` if nothing is learned).
+      prior: p(z | theta) as a family, `locate(theta)`.
+      simulate: (key, theta, num_data) -> (z, x).
+      log_evidence: (theta, x) -> exact log p(x_i) of one datum.
       posterior: (theta, x) -> lam of the exact p(z_i | x_i).
     """
 
     def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
         return _checked(log_joint(theta, z, x), "log_joint")
 
-    local_prior = None if prior is None else Prior(prior.family, lambda theta, w: prior.locate(theta))
-    return Model(init, _no_prior, log_local, ("z",), None, local_prior, simulate, log_evidence, posterior)
+    local_prior = (
+        None if prior is None else Prior(prior.family, lambda theta, w: prior.locate(theta))
+    )
+    return Model(
+        init, _no_prior, log_local, ("z",), None, local_prior, simulate, log_evidence, posterior
+    )
 
 
 def bayes_model(
@@ -46,10 +54,12 @@ def bayes_model(
     log_evidence: Callable[..., Scalar] | None = None,
     posterior: Callable[..., PyTree] | None = None,
 ) -> Model:
-    """A model with one global latent w: log p(w | theta) = log_prior(theta, w), log p(x_i | w) = log_lik(theta, w, x).
+    """A model with one global latent w: log p(w | theta) = log_prior(theta, w), log p(x_i | w) =
+    log_lik(theta, w, x).
 
     Args:
-      prior: p(w | theta) as a family.    log_evidence, posterior: of the whole data set, x leaves [N, ...].
+      prior: p(w | theta) as a family.
+      log_evidence, posterior: of the whole data set, x leaves [N, ...].
     """
 
     def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
@@ -69,16 +79,20 @@ def hierarchical_model(
     log_evidence: Callable[..., Scalar] | None = None,
     posterior: Callable[..., PyTree] | None = None,
 ) -> Model:
-    """A model with both: log p(w | theta) and log p(z_i, x_i | w, theta) = log_local(theta, w, z, x).
+    """A model with both: log p(w | theta) and log p(z_i, x_i | w, theta) = log_local(theta, w, z,
+    x).
 
     Args:
-      prior_z: p(z | w, theta) as a family, `locate(theta, w)`.    log_evidence, posterior: of the whole data set.
+      prior_z: p(z | w, theta) as a family, `locate(theta, w)`.
+      log_evidence, posterior: of the whole data set.
     """
 
     def checked(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
         return _checked(log_local(theta, w, z, x), "log_local")
 
-    return Model(init, log_prior, checked, ("w", "z"), prior_w, prior_z, simulate, log_evidence, posterior)
+    return Model(
+        init, log_prior, checked, ("w", "z"), prior_w, prior_z, simulate, log_evidence, posterior
+    )
 
 
 def _checked(value: LogDensity, what: str) -> LogDensity:

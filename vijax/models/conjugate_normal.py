@@ -14,13 +14,16 @@ from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
 
 
 def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:
-    """Z ~ Normal(loc, diag(scale)^2), x | z ~ Normal(z, noise_scale^2 I), with loc and scale learned.
+    """Z ~ Normal(loc, diag(scale)^2), x | z ~ Normal(z, noise_scale^2 I), with loc and scale
+    learned.
 
-    theta: `loc` [D], `log_scale` [D]. z: [D]. x: [D]. Posterior: `diag_normal(D)`.
-    The evidence, Normal(x; loc, scale^2 + noise_scale^2), is largest at the data's mean and its variance less the noise's.
+    theta: `loc` [D], `log_scale` [D]. z: [D]. x: [D]. Posterior: `diag_normal(D)`. The evidence,
+    Normal(x; loc, scale^2 + noise_scale^2), is largest at the data's mean and its variance less the
+    noise's.
 
     Args:
-      dim: D.    noise_scale: known standard deviation of x given z, in data units.
+      dim: D.
+      noise_scale: known standard deviation of x given z, in data units.
     """
     check_positive("conjugate_normal", dim=dim, noise_scale=noise_scale)
     log_noise = math.log(noise_scale)
@@ -35,7 +38,9 @@ def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[Array, Array]:
         key_z, key_x = jax.random.split(key)
-        z = theta["loc"][None, :] + jnp.exp(theta["log_scale"])[None, :] * jax.random.normal(key_z, (num_data, dim))
+        z = theta["loc"][None, :] + jnp.exp(theta["log_scale"])[None, :] * jax.random.normal(
+            key_z, (num_data, dim)
+        )
         return z, z + noise_scale * jax.random.normal(key_x, (num_data, dim))
 
     def log_evidence(theta: PyTree, x: Array) -> Scalar:
@@ -47,5 +52,14 @@ def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:
         loc = (theta["loc"] * jnp.exp(-2.0 * theta["log_scale"]) + x * noise_scale**-2) / precision
         return {"loc": loc, "log_scale": -0.5 * jnp.log(precision)}
 
-    prior = Prior(diag_normal(dim), lambda theta: {"loc": theta["loc"], "log_scale": theta["log_scale"]})
-    return latent_model(init, log_joint, prior=prior, simulate=simulate, log_evidence=log_evidence, posterior=posterior)
+    prior = Prior(
+        diag_normal(dim), lambda theta: {"loc": theta["loc"], "log_scale": theta["log_scale"]}
+    )
+    return latent_model(
+        init,
+        log_joint,
+        prior=prior,
+        simulate=simulate,
+        log_evidence=log_evidence,
+        posterior=posterior,
+    )

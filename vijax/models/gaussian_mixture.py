@@ -14,22 +14,34 @@ from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
 
 
 def gaussian_mixture(num_components: int, observed_dim: int, *, init_spread: float = 1.0) -> Model:
-    """Z ~ Categorical(softmax(logits)), x | z = c ~ Normal(loc_c, diag(scale_c)^2). Bishop 2006, section 9.2.
+    """Z ~ Categorical(softmax(logits)), x | z = c ~ Normal(loc_c, diag(scale_c)^2). Bishop 2006,
+    section 9.2.
 
-    theta: `logits` [C], `loc` [C, P], `log_scale` [C, P]. z: one-hot [C]. x: [P]. Posterior: `categorical(C)`, the
-    responsibilities. Extended linearly to relaxed z, as relaxations need. With learned scales the evidence is unbounded: a
-    component may collapse on one datum.
+    theta: `logits` [C], `loc` [C, P], `log_scale` [C, P]. z: one-hot [C]. x: [P]. Posterior:
+    `categorical(C)`, the responsibilities. Extended linearly to relaxed z, as relaxations need.
+    With learned scales the evidence is unbounded: a component may collapse on one datum.
 
     Args:
-      num_components: C, at least 2.    observed_dim: P.
-      init_spread: standard deviation of the initial component means, in data units; their scales start at it too.
+      num_components: C, at least 2.
+      observed_dim: P.
+      init_spread: standard deviation of the initial component means, in data units; their scales
+        start at it too.
     """
-    check_positive("gaussian_mixture", num_components=num_components, observed_dim=observed_dim, init_spread=init_spread)
+    check_positive(
+        "gaussian_mixture",
+        num_components=num_components,
+        observed_dim=observed_dim,
+        init_spread=init_spread,
+    )
     shape = (num_components, observed_dim)
 
     def init(key: Key) -> PyTree:
         loc = init_spread * jax.random.normal(key, shape)
-        return {"logits": jnp.zeros(num_components), "loc": loc, "log_scale": jnp.full(shape, math.log(init_spread))}
+        return {
+            "logits": jnp.zeros(num_components),
+            "loc": loc,
+            "log_scale": jnp.full(shape, math.log(init_spread)),
+        }
 
     def log_components(theta: PyTree, x: Array) -> Array:
         """[C] log p(x | z = c)."""

@@ -14,15 +14,18 @@ from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
 
 
 def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: float = 1.0) -> Model:
-    """W ~ Normal(0, prior_scale^2 I), z_i | w ~ Normal(w, diag(scale)^2), x_i | z_i ~ Normal(z_i, noise_scale^2 I).
+    """W ~ Normal(0, prior_scale^2 I), z_i | w ~ Normal(w, diag(scale)^2), x_i | z_i ~ Normal(z_i,
+    noise_scale^2 I).
 
-    The one-way random-effects model, Gelman et al. 2013, section 5.4. theta: `log_scale` [D], between data. w, z, x: [D].
-    Evidence and posterior take the whole data set, x [N, D]; the posterior's are the exact marginals
-    {"w": lam, "z": lam with leaves [N, D]} of `diag_normal(D)`. A mean-field guide is narrower: its best variances are the
-    inverses of the joint posterior's precisions.
+    The one-way random-effects model, Gelman et al. 2013, section 5.4. theta: `log_scale` [D],
+    between data. w, z, x: [D]. Evidence and posterior take the whole data set, x [N, D]; the
+    posterior's are the exact marginals {"w": lam, "z": lam with leaves [N, D]} of `diag_normal(D)`.
+    A mean-field guide is narrower: its best variances are the inverses of the joint posterior's
+    precisions.
 
     Args:
-      dim: D.    prior_scale, noise_scale: known standard deviations, in data units.
+      dim: D.
+      prior_scale, noise_scale: known standard deviations, in data units.
     """
     check_positive("hierarchical_normal", dim=dim, prior_scale=prior_scale, noise_scale=noise_scale)
     log_prior_scale, log_noise = math.log(prior_scale), math.log(noise_scale)
@@ -35,16 +38,22 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
 
     def log_local(theta: PyTree, w: Array, z: Array, x: Array) -> Scalar:
         chex.assert_shape([w, z, x], (dim,))
-        return jnp.sum(densities.normal(z, w, theta["log_scale"])) + jnp.sum(densities.normal(x, z, log_noise))
+        return jnp.sum(densities.normal(z, w, theta["log_scale"])) + jnp.sum(
+            densities.normal(x, z, log_noise)
+        )
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[PyTree, Array]:
         key_w, key_z, key_x = jax.random.split(key, 3)
         w = prior_scale * jax.random.normal(key_w, (dim,))
-        z = w[None, :] + jnp.exp(theta["log_scale"])[None, :] * jax.random.normal(key_z, (num_data, dim))
+        z = w[None, :] + jnp.exp(theta["log_scale"])[None, :] * jax.random.normal(
+            key_z, (num_data, dim)
+        )
         return {"w": w, "z": z}, z + noise_scale * jax.random.normal(key_x, (num_data, dim))
 
     def global_moments(theta: PyTree, x: Array) -> tuple[Array, Array, Array]:
-        """Mean [D] and precision [D] of w given all data, and the variance [D] of one x_i given w."""
+        """Mean [D] and precision [D] of w given all data, and the variance [D] of one x_i given
+        w.
+        """
         variance = jnp.exp(2.0 * theta["log_scale"]) + noise_scale**2
         precision = prior_scale**-2 + x.shape[0] / variance
         return jnp.sum(x, axis=0) / variance / precision, precision, variance
@@ -53,7 +62,12 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
         mean, precision, variance = global_moments(theta, x)
         likelihood = jnp.sum(densities.normal(x, mean[None, :], 0.5 * jnp.log(variance)[None, :]))
         # p(x) = p(x, w) / p(w | x) at the mean.
-        return likelihood + log_prior(theta, mean) + 0.5 * dim * densities.LOG_2PI - 0.5 * jnp.sum(jnp.log(precision))
+        return (
+            likelihood
+            + log_prior(theta, mean)
+            + 0.5 * dim * densities.LOG_2PI
+            - 0.5 * jnp.sum(jnp.log(precision))
+        )
 
     def posterior(theta: PyTree, x: Array) -> PyTree:
         mean, precision, variance = global_moments(theta, x)
@@ -69,7 +83,9 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
         log_local,
         init=init,
         prior_w=isotropic_normal_prior(diag_normal(dim), scale=prior_scale),
-        prior_z=Prior(diag_normal(dim), lambda theta, w: {"loc": w, "log_scale": theta["log_scale"]}),
+        prior_z=Prior(
+            diag_normal(dim), lambda theta, w: {"loc": w, "log_scale": theta["log_scale"]}
+        ),
         simulate=simulate,
         log_evidence=log_evidence,
         posterior=posterior,

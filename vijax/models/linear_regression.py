@@ -15,15 +15,22 @@ from vijax.types import Array, Family, Key, Model, PyTree, Scalar
 
 
 def linear_regression(
-    dim: int, *, noise_scale: float = 1.0, prior_scale: float = 1.0, prior_family: Callable[[int], Family] = full_normal
+    dim: int,
+    *,
+    noise_scale: float = 1.0,
+    prior_scale: float = 1.0,
+    prior_family: Callable[[int], Family] = full_normal,
 ) -> Model:
-    """W ~ Normal(0, prior_scale^2 I), label | w ~ Normal(features . w, noise_scale^2). Bishop 2006, section 3.3.
+    """W ~ Normal(0, prior_scale^2 I), label | w ~ Normal(features . w, noise_scale^2). Bishop 2006,
+    section 3.3.
 
-    theta: (). w: [D]. x: {"features": [D], "label": []}; append a 1 to the features for an intercept.
-    Posterior: `full_normal(D)`; evidence and posterior take the whole data set, leaves [N, ...].
+    theta: (). w: [D]. x: {"features": [D], "label": []}; append a 1 to the features for an
+    intercept. Posterior: `full_normal(D)`; evidence and posterior take the whole data set, leaves
+    [N, ...].
 
     Args:
-      dim: D.    noise_scale, prior_scale: standard deviations, in units of the label and of the weights.
+      dim: D.
+      noise_scale, prior_scale: standard deviations, in units of the label and of the weights.
       prior_family: `full_normal` or `diag_normal`, that of the guide, for closed-form KL.
     """
     check_positive("linear_regression", dim=dim, noise_scale=noise_scale, prior_scale=prior_scale)
@@ -46,19 +53,36 @@ def linear_regression(
     def moments(x: PyTree) -> tuple[Array, Array]:
         """The posterior's Cholesky factor of the precision [D, D] and mean [D]."""
         features, label = x["features"], x["label"]
-        precision = prior_scale**-2 * jnp.eye(dim, dtype=features.dtype) + noise_scale**-2 * features.T @ features
+        precision = (
+            prior_scale**-2 * jnp.eye(dim, dtype=features.dtype)
+            + noise_scale**-2 * features.T @ features
+        )
         factor = jnp.linalg.cholesky(precision)
-        return factor, jax.scipy.linalg.cho_solve((factor, True), noise_scale**-2 * features.T @ label)
+        return factor, jax.scipy.linalg.cho_solve(
+            (factor, True), noise_scale**-2 * features.T @ label
+        )
 
     def log_evidence(theta: PyTree, x: PyTree) -> Scalar:
         factor, mean = moments(x)
-        at_mean = jnp.sum(densities.normal(x["label"], x["features"] @ mean, log_noise)) + log_prior(theta, mean)
-        # p(x) = p(x, w) / p(w | x) at the mean, where the posterior's density is its normalising constant.
+        at_mean = jnp.sum(
+            densities.normal(x["label"], x["features"] @ mean, log_noise)
+        ) + log_prior(theta, mean)
+        # p(x) = p(x, w) / p(w | x) at the mean, where the posterior's density is its normalising
+        # constant.
         return at_mean + 0.5 * dim * densities.LOG_2PI - jnp.sum(jnp.log(jnp.diagonal(factor)))
 
     def posterior(theta: PyTree, x: PyTree) -> PyTree:
         factor, mean = moments(x)
-        return from_covariance(mean, jax.scipy.linalg.cho_solve((factor, True), jnp.eye(dim, dtype=factor.dtype)))
+        return from_covariance(
+            mean, jax.scipy.linalg.cho_solve((factor, True), jnp.eye(dim, dtype=factor.dtype))
+        )
 
     prior = isotropic_normal_prior(prior_family(dim), scale=prior_scale)
-    return bayes_model(log_prior, log_lik, prior=prior, simulate=simulate, log_evidence=log_evidence, posterior=posterior)
+    return bayes_model(
+        log_prior,
+        log_lik,
+        prior=prior,
+        simulate=simulate,
+        log_evidence=log_evidence,
+        posterior=posterior,
+    )

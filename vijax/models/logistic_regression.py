@@ -14,13 +14,18 @@ from vijax.models.normal_prior import check_positive, isotropic_normal_prior
 from vijax.types import Array, Family, Key, Model, PyTree, Scalar
 
 
-def logistic_regression(dim: int, *, prior_scale: float = 1.0, prior_family: Callable[[int], Family] = diag_normal) -> Model:
-    """W ~ Normal(0, prior_scale^2 I), label | w ~ Bernoulli(sigmoid(features . w)). Jaakkola and Jordan 2000.
+def logistic_regression(
+    dim: int, *, prior_scale: float = 1.0, prior_family: Callable[[int], Family] = diag_normal
+) -> Model:
+    """W ~ Normal(0, prior_scale^2 I), label | w ~ Bernoulli(sigmoid(features . w)). Jaakkola and
+    Jordan 2000.
 
-    theta: (). w: [D]. x: {"features": [D], "label": [] in {0, 1}, float}; append a 1 to the features for an intercept.
+    theta: (). w: [D]. x: {"features": [D], "label": [] in {0, 1}, float}; append a 1 to the
+    features for an intercept.
 
     Args:
-      dim: D.    prior_scale: standard deviation of each weight.
+      dim: D.
+      prior_scale: standard deviation of each weight.
       prior_family: `diag_normal` or `full_normal`, that of the guide, for closed-form KL.
     """
     check_positive("logistic_regression", dim=dim, prior_scale=prior_scale)

@@ -12,24 +12,30 @@ from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
 
 
 def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_dim: int) -> Model:
-    """C ~ Categorical, z ~ Normal(0, I_D), x | c, z ~ Normal(W_c z + b_c, s^2 I_P). Ghahramani and Hinton 1996.
+    """C ~ Categorical, z ~ Normal(0, I_D), x | c, z ~ Normal(W_c z + b_c, s^2 I_P). Ghahramani and
+    Hinton 1996.
 
-    theta: `logits` [C], `weights` [C, P, D], `bias` [C, P], `log_noise` [] = log s.
-    Latent: {"c": one-hot [C], "z": [D]}, for a guide such as `product(c=categorical(C), z=diag_normal(D))` with one rule per
-    block. x: [P]. Exact evidence; the posterior is not a product (z depends on c), so a product's bound has a gap.
-    Extended linearly to relaxed c.
+    theta: `logits` [C], `weights` [C, P, D], `bias` [C, P], `log_noise` [] = log s. Latent: {"c":
+    one-hot [C], "z": [D]}, for a guide such as `product(c=categorical(C), z=diag_normal(D))` with
+    one rule per block. x: [P]. Exact evidence; the posterior is not a product (z depends on c), so
+    a product's bound has a gap. Extended linearly to relaxed c.
 
     Args:
-      num_components: C, at least 2.    observed_dim: P.    latent_dim: D.
+      num_components: C, at least 2.
+      observed_dim: P.
+      latent_dim: D.
     """
     name = "mixture_of_factor_analyzers"
-    check_positive(name, num_components=num_components, observed_dim=observed_dim, latent_dim=latent_dim)
+    check_positive(
+        name, num_components=num_components, observed_dim=observed_dim, latent_dim=latent_dim
+    )
 
     def init(key: Key) -> PyTree:
         key_weights, key_bias = jax.random.split(key)
         return {
             "logits": jnp.zeros(num_components),
-            "weights": 0.1 * jax.random.normal(key_weights, (num_components, observed_dim, latent_dim)),
+            "weights": 0.1
+            * jax.random.normal(key_weights, (num_components, observed_dim, latent_dim)),
             "bias": jax.random.normal(key_bias, (num_components, observed_dim)),
             "log_noise": jnp.zeros(()),
         }
@@ -37,7 +43,9 @@ def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_d
     def log_joint(theta: PyTree, z: PyTree, x: Array) -> Scalar:
         means = theta["weights"] @ z["z"] + theta["bias"]  # [C, P]
         log_components = jnp.sum(densities.normal(x[None, :], means, theta["log_noise"]), axis=1)
-        log_prior = densities.categorical(z["c"], theta["logits"]) + jnp.sum(densities.standard_normal(z["z"]))
+        log_prior = densities.categorical(z["c"], theta["logits"]) + jnp.sum(
+            densities.standard_normal(z["z"])
+        )
         return log_prior + z["c"] @ log_components
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[PyTree, Array]:
@@ -53,9 +61,16 @@ def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_d
             factor, mean = posterior_moments(weights, theta["log_noise"], x - bias)
             joint = jnp.sum(densities.normal(x, weights @ mean + bias, theta["log_noise"]))
             joint = joint + jnp.sum(densities.standard_normal(mean))
-            return joint + 0.5 * latent_dim * densities.LOG_2PI - jnp.sum(jnp.log(jnp.diagonal(factor)))
+            return (
+                joint
+                + 0.5 * latent_dim * densities.LOG_2PI
+                - jnp.sum(jnp.log(jnp.diagonal(factor)))
+            )
 
-        return jax.nn.logsumexp(jax.nn.log_softmax(theta["logits"]) + jax.vmap(component)(theta["weights"], theta["bias"]))
+        return jax.nn.logsumexp(
+            jax.nn.log_softmax(theta["logits"])
+            + jax.vmap(component)(theta["weights"], theta["bias"])
+        )
 
     def locate(theta: PyTree) -> PyTree:
         zeros = jnp.zeros(latent_dim, theta["weights"].dtype)

@@ -1,4 +1,6 @@
-"""Isotropic normal priors stated as members of a normal family, so that closed-form KL to a guide of that family exists."""
+"""Isotropic normal priors stated as members of a normal family, so that closed-form KL to a guide
+of that family exists.
+"""
 
 import math
 
@@ -10,7 +12,8 @@ from vijax.types import Family, Prior, PyTree
 
 
 def isotropic_normal_prior(family: Family, *, scale: float = 1.0) -> Prior:
-    """Normal(0, scale^2 I) as a member of `family`, a `diag_normal` or `full_normal`, whatever theta is.
+    """Normal(0, scale^2 I) as a member of `family`, a `diag_normal` or `full_normal`, whatever
+    theta is.
 
     Both families hold Normal(0, I) where all their parameters are 0.
     """

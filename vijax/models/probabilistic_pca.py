@@ -1,4 +1,6 @@
-"""Probabilistic principal component analysis: exact evidence, posterior, and a known maximum of the evidence."""
+"""Probabilistic principal component analysis: exact evidence, posterior, and a known maximum of the
+evidence.
+"""
 
 from collections.abc import Callable
 
@@ -13,15 +15,18 @@ from vijax.models.normal_prior import check_positive, isotropic_normal_prior
 from vijax.types import Array, Family, Key, Model, PyTree, Scalar
 
 
-def probabilistic_pca(observed_dim: int, latent_dim: int, *, prior_family: Callable[[int], Family] = full_normal) -> Model:
+def probabilistic_pca(
+    observed_dim: int, latent_dim: int, *, prior_family: Callable[[int], Family] = full_normal
+) -> Model:
     """Z ~ Normal(0, I_D), x | z ~ Normal(W z + b, s^2 I_P). Tipping and Bishop 1999, eq. 2-3.
 
-    theta: `weights` [P, D] = W, `bias` [P] = b, `log_noise` [] = log s. z: [D]. x: [P], in data units.
-    Posterior: `full_normal(D)`. The evidence does not change when W is multiplied by a rotation from the right: compare
-    W W^T + s^2 I.
+    theta: `weights` [P, D] = W, `bias` [P] = b, `log_noise` [] = log s. z: [D]. x: [P], in data
+    units. Posterior: `full_normal(D)`. The evidence does not change when W is multiplied by a
+    rotation from the right: compare W W^T + s^2 I.
 
     Args:
-      observed_dim: P.    latent_dim: D.
+      observed_dim: P.
+      latent_dim: D.
       prior_family: `full_normal` or `diag_normal`, that of the guide, for closed-form KL.
     """
     check_positive("probabilistic_pca", observed_dim=observed_dim, latent_dim=latent_dim)
@@ -33,7 +38,9 @@ def probabilistic_pca(observed_dim: int, latent_dim: int, *, prior_family: Calla
     def log_joint(theta: PyTree, z: Array, x: Array) -> Scalar:
         chex.assert_shape(theta["weights"], (*x.shape, *z.shape))
         log_prior = jnp.sum(densities.standard_normal(z))
-        return log_prior + jnp.sum(densities.normal(x, theta["weights"] @ z + theta["bias"], theta["log_noise"]))
+        return log_prior + jnp.sum(
+            densities.normal(x, theta["weights"] @ z + theta["bias"], theta["log_noise"])
+        )
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[Array, Array]:
         key_z, key_x = jax.random.split(key)
@@ -44,19 +51,38 @@ def probabilistic_pca(observed_dim: int, latent_dim: int, *, prior_family: Calla
     def log_evidence(theta: PyTree, x: Array) -> Scalar:
         factor, mean = posterior_moments(theta["weights"], theta["log_noise"], x - theta["bias"])
         # p(x) = p(x, z) / p(z | x) at the mean: D x D algebra, stable for small s.
-        return log_joint(theta, mean, x) + 0.5 * latent_dim * densities.LOG_2PI - jnp.sum(jnp.log(jnp.diagonal(factor)))
+        return (
+            log_joint(theta, mean, x)
+            + 0.5 * latent_dim * densities.LOG_2PI
+            - jnp.sum(jnp.log(jnp.diagonal(factor)))
+        )
 
     def posterior(theta: PyTree, x: Array) -> PyTree:
         factor, mean = posterior_moments(theta["weights"], theta["log_noise"], x - theta["bias"])
-        return from_covariance(mean, jax.scipy.linalg.cho_solve((factor, True), jnp.eye(latent_dim, dtype=x.dtype)))
+        return from_covariance(
+            mean, jax.scipy.linalg.cho_solve((factor, True), jnp.eye(latent_dim, dtype=x.dtype))
+        )
 
     prior = isotropic_normal_prior(prior_family(latent_dim))
-    return latent_model(init, log_joint, prior=prior, simulate=simulate, log_evidence=log_evidence, posterior=posterior)
+    return latent_model(
+        init,
+        log_joint,
+        prior=prior,
+        simulate=simulate,
+        log_evidence=log_evidence,
+        posterior=posterior,
+    )
 
 
 def posterior_moments(weights: Array, log_noise: Array, residual: Array) -> tuple[Array, Array]:
-    """Of z ~ Normal(0, I) given residual ~ Normal(weights z, s^2 I): Cholesky factor of the precision [D, D], mean [D]."""
+    """Of z ~ Normal(0, I) given residual ~ Normal(weights z, s^2 I): Cholesky factor of the
+    precision [D, D], mean [D].
+    """
     inverse_variance = jnp.exp(-2.0 * log_noise)
-    precision = jnp.eye(weights.shape[1], dtype=weights.dtype) + inverse_variance * weights.T @ weights
+    precision = (
+        jnp.eye(weights.shape[1], dtype=weights.dtype) + inverse_variance * weights.T @ weights
+    )
     factor = jnp.linalg.cholesky(precision)
-    return factor, jax.scipy.linalg.cho_solve((factor, True), inverse_variance * weights.T @ residual)
+    return factor, jax.scipy.linalg.cho_solve(
+        (factor, True), inverse_variance * weights.T @ residual
+    )

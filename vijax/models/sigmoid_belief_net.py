@@ -15,14 +15,18 @@ from vijax.types import Array, Family, Guide, Key, Model, Prior, PyTree, Scalar
 
 
 def sigmoid_belief_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden: int = 0) -> Model:
-    """Sigmoid belief network with one or two layers of binary latents. Neal 1992; Mnih and Gregor 2014, section 4.
+    """Sigmoid belief network with one or two layers of binary latents. Neal 1992; Mnih and Gregor
+    2014, section 4.
 
-    top ~ Bernoulli(sigmoid(bias)); every lower layer, and x, ~ Bernoulli(sigmoid(net(2 above - 1))).
+    top ~ Bernoulli(sigmoid(bias)); every lower layer, and x, ~ Bernoulli(sigmoid(net(2 above -
+    1))).
 
-    z: [H1] for one layer, {"h1": [H1], "h2": [H2]} for two, h1 next to the data.    x: [P] in {0, 1}.
+    z: [H1] for one layer, {"h1": [H1], "h2": [H2]} for two, h1 next to the data.
+    x: [P] in {0, 1}.
 
     Args:
-      num_pixels: P.    sizes: (H1,) or (H1, H2).
+      num_pixels: P.
+      sizes: (H1,) or (H1, H2).
       hidden: width of two tanh layers inside each net (the "nonlinear" variant); 0 for linear nets.
     """
     _check_sizes(sizes)
@@ -30,7 +34,9 @@ def sigmoid_belief_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden
 
     def init(key: Key) -> PyTree:
         keys = jax.random.split(key, len(sizes))
-        nets = [init_net(k, a, b, hidden) for k, a, b in zip(keys, widths[:-1], widths[1:], strict=True)]
+        nets = [
+            init_net(k, a, b, hidden) for k, a, b in zip(keys, widths[:-1], widths[1:], strict=True)
+        ]
         return {"top": jnp.zeros(sizes[-1]), "nets": nets}
 
     def log_joint(theta: PyTree, z: PyTree, x: Array) -> Scalar:
@@ -52,21 +58,32 @@ def sigmoid_belief_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden
         *layers, x = jax.vmap(one)(jax.random.split(key, num_data))
         return (layers[0] if len(sizes) == 1 else {"h2": layers[0], "h1": layers[1]}), x
 
-    prior = Prior(bernoulli(sizes[0]), lambda theta: {"logits": theta["top"]}) if len(sizes) == 1 else None
+    prior = (
+        Prior(bernoulli(sizes[0]), lambda theta: {"logits": theta["top"]})
+        if len(sizes) == 1
+        else None
+    )
     return latent_model(init, log_joint, prior=prior, simulate=simulate)
 
 
-def recognition_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden: int = 0, mean: Array | float = 0.5) -> Guide:
-    """The guide of a `sigmoid_belief_net`: q(h1 | x), and q(h2 | h1) for two layers, with nets of the same kind.
+def recognition_net(
+    num_pixels: int, sizes: Sequence[int] = (200,), *, hidden: int = 0, mean: Array | float = 0.5
+) -> Guide:
+    """The guide of a `sigmoid_belief_net`: q(h1 | x), and q(h2 | h1) for two layers, with nets of
+    the same kind.
 
     Args:
-      mean: subtracted from x, a number or [P]; the pixels' mean speeds learning up (Mnih and Gregor 2014).
+      mean: subtracted from x, a number or [P]; the pixels' mean speeds learning up (Mnih and Gregor
+        2014).
     """
     _check_sizes(sizes)
 
     def init(key: Key) -> PyTree:
         keys = jax.random.split(key, len(sizes))
-        return [init_net(k, a, b, hidden) for k, a, b in zip(keys, (num_pixels, *sizes), sizes, strict=False)]
+        return [
+            init_net(k, a, b, hidden)
+            for k, a, b in zip(keys, (num_pixels, *sizes), sizes, strict=False)
+        ]
 
     def first(phi: PyTree, x: Array) -> PyTree:
         return {"logits": apply_net(phi[0], x - mean)}
@@ -79,16 +96,21 @@ def recognition_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden: i
         lambda net, h1: {"logits": apply_net(net, 2.0 * h1 - 1.0)},
         lambda key: init_net(key, sizes[0], sizes[1], hidden),
     )
-    # The second net's weights are themselves the chain's parameters for h2: they pass through, the same for every datum.
+    # The second net's weights are themselves the chain's parameters for h2: they pass through, the
+    # same for every datum.
     return amortized(family, (init, lambda phi, x: {"h1": first(phi, x), "h2": phi[1]}))
 
 
 def init_net(key: Key, num_in: int, num_out: int, hidden: int) -> PyTree:
-    """Weights and biases of a linear map, or of two tanh layers and a linear one: a list of (weights [out, in], bias [out])."""
+    """Weights and biases of a linear map, or of two tanh layers and a linear one: a list of
+    (weights [out, in], bias [out]).
+    """
     widths = (num_in, hidden, hidden, num_out) if hidden else (num_in, num_out)
     return [
         (jax.random.normal(k, (b, a)) / math.sqrt(a), jnp.zeros(b))
-        for k, a, b in zip(jax.random.split(key, len(widths) - 1), widths[:-1], widths[1:], strict=True)
+        for k, a, b in zip(
+            jax.random.split(key, len(widths) - 1), widths[:-1], widths[1:], strict=True
+        )
     ]
 
 
@@ -106,4 +128,7 @@ def _flip(key: Key, logits: Array) -> Array:
 
 def _check_sizes(sizes: Sequence[int]) -> None:
     if len(sizes) not in (1, 2) or min(sizes) < 1:
-        raise ValueError(f"sizes={tuple(sizes)}: a sigmoid belief net here has one or two layers of at least one unit.")
+        raise ValueError(
+            f"sizes={tuple(sizes)}: a sigmoid belief net here has one or two layers of at least "
+            f"one unit."
+        )

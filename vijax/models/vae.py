@@ -1,4 +1,6 @@
-"""Variational autoencoders' generative half: z ~ Normal(0, I), x | z from a decoder network. Encoders belong to guides."""
+"""Variational autoencoders' generative half: z ~ Normal(0, I), x | z from a decoder network.
+Encoders belong to guides.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,12 +18,19 @@ from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
 
 
 class Likelihood(NamedTuple):
-    """p(x | decoder output) of one datum; `output` is what the decoder returns for one z."""
+    """p(x | decoder output) of one datum; `output` is what the decoder returns for one z.
 
-    log_prob: Callable[[PyTree, PyTree], Scalar]  # (output, x) -> [] nats
-    mean: Callable[[PyTree], PyTree]  # output -> E[x]
-    sample: Callable[[Key, PyTree], PyTree]  # (key, output) -> x
-    outputs_per_pixel: int  # width of the decoder's last layer, per element of x
+    Attributes:
+      log_prob: (output, x) -> [] nats
+      mean: output -> E[x]
+      sample: (key, output) -> x
+      outputs_per_pixel: width of the decoder's last layer, per element of x
+    """
+
+    log_prob: Callable[[PyTree, PyTree], Scalar]
+    mean: Callable[[PyTree], PyTree]
+    sample: Callable[[Key, PyTree], PyTree]
+    outputs_per_pixel: int
 
 
 def bernoulli_pixels() -> Likelihood:
@@ -38,18 +47,23 @@ def bernoulli_pixels() -> Likelihood:
 
 
 def normal_pixels(*, min_scale: float) -> Likelihood:
-    """Independent normal pixels; the decoder returns [2 P]: means, then raw log-variances. Kingma and Welling 2014, C.2.
+    """Independent normal pixels; the decoder returns [2 P]: means, then raw log-variances. Kingma
+    and Welling 2014, C.2.
 
-    The log-variance is 2 log(min_scale) + softplus(raw - 2 log(min_scale)): raw itself well above its lower bound. Without
-    a bound the density of a pixel that is constant over the data, such as an image's corner, grows for ever.
+    The log-variance is 2 log(min_scale) + softplus(raw - 2 log(min_scale)): raw itself well above
+    its lower bound. Without a bound the density of a pixel that is constant over the data, such as
+    an image's corner, grows for ever.
 
     Args:
-      min_scale: lower bound on a pixel's standard deviation, in units of x; the spacing of its grey values is a natural one.
+      min_scale: lower bound on a pixel's standard deviation, in units of x; the spacing of its grey
+        values is a natural one.
     """
     if not min_scale > 0.0:
         raise ValueError(
-            f"normal_pixels(min_scale={min_scale}): it must be positive. At 0 the likelihood of a pixel that never changes is "
-            "unbounded and training ends in NaN; the spacing of the grey values (1/255 or 1/16) is a natural choice."
+            f"normal_pixels(min_scale={min_scale}): it must be positive. At 0 the likelihood of a "
+            f"pixel that never changes is "
+            "unbounded and training ends in NaN; the spacing of the grey values (1/255 or 1/16) "
+            "is a natural choice."
         )
     least = 2.0 * jnp.log(min_scale)
 
@@ -70,7 +84,9 @@ def normal_pixels(*, min_scale: float) -> Likelihood:
 
 
 class Mlp(linen.Module):
-    """Dense layers, one vector in, one vector out: for decoders z [D] -> [P] and encoders x [P] -> [2 D]."""
+    """Dense layers, one vector in, one vector out: for decoders z [D] -> [P] and encoders x [P] ->
+    [2 D].
+    """
 
     widths: Sequence[int]  # of the hidden layers
     num_outputs: int
@@ -86,14 +102,18 @@ class Mlp(linen.Module):
 
 
 def vae(decoder: Any, latent_dim: int, likelihood: Likelihood) -> Model:
-    """p(z) p(x | z) with z ~ Normal(0, I_D) and x | z ~ likelihood(decoder(z)). Kingma and Welling 2014; Rezende et al. 2014.
+    """p(z) p(x | z) with z ~ Normal(0, I_D) and x | z ~ likelihood(decoder(z)). Kingma and Welling
+    2014; Rezende et al. 2014.
 
-    theta: the decoder's parameters. z: [D]. x: whatever `likelihood` takes. The prior is stated as a family, so that
-    `rules.closed_form_kl` applies. `simulate(key, theta, num_data)` -> (z [N, D], x [N, ...]).
+    theta: the decoder's parameters. z: [D]. x: whatever `likelihood` takes. The prior is stated as
+    a family, so that `rules.closed_form_kl` applies. `simulate(key, theta, num_data)` -> (z [N, D],
+    x [N, ...]).
 
     Args:
-      decoder: z -> the likelihood's `output`; a flax module or an (init, apply) pair, see `networks.as_network`.
-      latent_dim: D, at least 1.    likelihood: `bernoulli_pixels()`, `normal_pixels(...)`, or your own.
+      decoder: z -> the likelihood's `output`; a flax module or an (init, apply) pair, see
+        `networks.as_network`.
+      latent_dim: D, at least 1.
+      likelihood: `bernoulli_pixels()`, `normal_pixels(...)`, or your own.
     """
     if latent_dim < 1:
         raise ValueError(f"vae(latent_dim={latent_dim}): the latent needs at least one dimension.")
@@ -102,7 +122,9 @@ def vae(decoder: Any, latent_dim: int, likelihood: Likelihood) -> Model:
 
     def log_joint(theta: PyTree, z: Array, x: PyTree) -> Scalar:
         chex.assert_shape(z, (latent_dim,))
-        return jnp.sum(densities.standard_normal(z)) + likelihood.log_prob(network.apply(theta, z), x)
+        return jnp.sum(densities.standard_normal(z)) + likelihood.log_prob(
+            network.apply(theta, z), x
+        )
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[Array, PyTree]:
         key_z, key_x = jax.random.split(key)

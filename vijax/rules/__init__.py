@@ -1,7 +1,8 @@
 """Gradient rules: how one expectation under q is differentiated. One idea a file.
 
-`rule.surrogate(key, family, lam, integrand, objective=..., num_samples=K)` is a scalar whose value is the Monte Carlo
-estimate and whose derivative is the gradient estimator; use it bare under `jax.grad`, or let `vijax.estimator` bind it.
+`rule.surrogate(key, family, lam, integrand, objective=..., num_samples=K)` is a scalar whose value
+is the Monte Carlo estimate and whose derivative is the gradient estimator; use it bare under
+`jax.grad`, or let `vijax.estimator` bind it.
 """
 
 from vijax.rules.arsm import arsm
@@ -14,14 +15,24 @@ from vijax.rules.doubly_reparameterized import doubly_reparameterized
 from vijax.rules.enumerated import enumerated
 from vijax.rules.fitted_score_term import fitted_score_term
 from vijax.rules.generalized_doubly_reparameterized import generalized_doubly_reparameterized
-from vijax.rules.generalized_reparameterization import generalized_reparameterization, log_standardized, marsaglia_tsang
+from vijax.rules.generalized_reparameterization import (
+    generalized_reparameterization,
+    log_standardized,
+    marsaglia_tsang,
+)
 from vijax.rules.lax import lax
 from vijax.rules.local_expectation import local_expectation
 from vijax.rules.measure_valued import measure_valued
 from vijax.rules.mixed import Rules, as_rule, mixed
 from vijax.rules.muprop import muprop
 from vijax.rules.pathwise import pathwise
-from vijax.rules.quadratic_control import by_path, by_score, learned_quadratic, quadratic_control, taylor
+from vijax.rules.quadratic_control import (
+    by_path,
+    by_score,
+    learned_quadratic,
+    quadratic_control,
+    taylor,
+)
 from vijax.rules.rebar import concrete, rebar, relax, to_mean_field
 from vijax.rules.relaxed import (
     gapped_straight_through,

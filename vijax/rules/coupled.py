@@ -1,7 +1,9 @@
-"""Negatively coupled draws of a Bernoulli vector: ARM, DisARM, ARMS. One way of sampling, two ways of giving credit.
+"""Negatively coupled draws of a Bernoulli vector: ARM, DisARM, ARMS. One way of sampling, two ways
+of giving credit.
 
-Groups of n draws share their noise so that no two of them tend to agree. Each is a draw of q; a sample's signal is its
-integrand against its group's mean, and its credit is either the noise itself (ARM) or its mean given the draws (the rest).
+Groups of n draws share their noise so that no two of them tend to agree. Each is a draw of q; a
+sample's signal is its integrand against its group's mean, and its credit is either the noise itself
+(ARM) or its mean given the draws (the rest).
 """
 
 from collections.abc import Callable
@@ -15,38 +17,47 @@ from vijax.rules.discrete import live_weights
 from vijax.types import Array, Aux, Key, Objective, Requirements, Rule
 
 Credit = Callable[[Array, Array, Array], Array]
-"""(logits [1, 1, D], z [K, n, D], uniforms [K, n, D]) -> [K, n, D], what the signal of each draw is multiplied with."""
+"""(logits [1, 1, D], z [K, n, D], uniforms [K, n, D]) -> [K, n, D], what the signal of each draw is
+multiplied with.
+"""
 
 
 def arm() -> Rule:
-    """Augment-REINFORCE-merge: (f(z) - f(z')) (u - 1/2) on an antithetic pair z = 1[u > 1 - p], z' = 1[u < p].
+    """Augment-REINFORCE-merge: (f(z) - f(z')) (u - 1/2) on an antithetic pair z = 1[u > 1 - p], z'
+    = 1[u < p].
 
-    Yin and Zhou 2019, eq. 9. Kept as the point of comparison: `disarm` is its mean given the pair, never worse.
+    Yin and Zhou 2019, eq. 9. Kept as the point of comparison: `disarm` is its mean given the pair,
+    never worse.
 
     Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi.
     Requires:     a Bernoulli family with logits. K samples are K pairs.
     State:        none.
-    Cost:         2K evaluations of the integrand per datum, no derivative in z; 4K^2 scalars for non-linear objectives.
+    Cost:         2K evaluations of the integrand per datum, no derivative in z; 4K^2 scalars for
+                  non-linear objectives.
     """
     return _coupled("arm()", 2, _noise_credit, "Yin and Zhou 2019")
 
 
 def disarm() -> Rule:
-    """ARM with the noise integrated out given the pair: zero where z_i = z'_i. Dong et al. 2020 = U2G, Yin et al. 2020.
+    """ARM with the noise integrated out given the pair: zero where z_i = z'_i. Dong et al. 2020 =
+    U2G, Yin et al. 2020.
 
-    For a non-linear objective each sample has a partner of its own and is exchanged for it alone: "local DisARM" for
-    multi-sample bounds (Dong et al. 2020, eq. 8), here averaged over which of the partners are the samples.
+    For a non-linear objective each sample has a partner of its own and is exchanged for it alone:
+    "local DisARM" for multi-sample bounds (Dong et al. 2020, eq. 8), here averaged over which of
+    the partners are the samples.
 
     Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi.
     Requires:     a Bernoulli family with logits. K samples are K pairs.
     State:        none.
-    Cost:         2K evaluations of the integrand per datum, no derivative in z; 4K^2 scalars for non-linear objectives.
+    Cost:         2K evaluations of the integrand per datum, no derivative in z; 4K^2 scalars for
+                  non-linear objectives.
     """
     return _coupled("disarm()", 2, _draw_credit, "Dong et al. 2020; Yin et al. 2020")
 
 
 def arms(size: int = 4) -> Rule:
-    """`size` draws coupled by a Dirichlet copula; leave-one-out, then corrected for their correlation.
+    """`size` draws coupled by a Dirichlet copula; leave-one-out, then corrected for their
+    correlation.
 
     Dimitriev and Zhou 2021, eq. 9-11. Size 2 is `disarm()`.
 
@@ -56,15 +67,20 @@ def arms(size: int = 4) -> Rule:
     Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi.
     Requires:     a Bernoulli family with logits.
     State:        none.
-    Cost:         nK evaluations of the integrand per datum, no derivative in z; n^2 K^2 scalars for non-linear objectives.
+    Cost:         nK evaluations of the integrand per datum, no derivative in z; n^2 K^2 scalars for
+                  non-linear objectives.
     """
     if not isinstance(size, int) or size < 2:
-        raise ValueError(f"arms(size={size!r}): a group needs at least 2 draws, each the others' baseline.")
+        raise ValueError(
+            f"arms(size={size!r}): a group needs at least 2 draws, each the others' baseline."
+        )
     return _coupled(f"arms({size})", size, _draw_credit, "Dimitriev and Zhou 2021")
 
 
 def copula(key: Key, num_groups: int, size: int, like: Array) -> Array:
-    """[K, n, D] uniforms, negatively coupled within a group: (1 - d)^(n - 1) with d ~ Dirichlet(1, ..., 1)."""
+    """[K, n, D] uniforms, negatively coupled within a group: (1 - d)^(n - 1) with d ~ Dirichlet(1,
+    ..., 1).
+    """
     if size == 2:
         first = jax.random.uniform(key, (num_groups, *like.shape), like.dtype)
         return jnp.stack([first, 1.0 - first], axis=1)
@@ -74,7 +90,8 @@ def copula(key: Key, num_groups: int, size: int, like: Array) -> Array:
 
 
 def threshold(logits: Array, uniforms: Array) -> Array:
-    """Draws z of q from uniforms that broadcast with logits: the less likely value where the uniform is below its probability.
+    """Draws z of q from uniforms that broadcast with logits: the less likely value where the
+    uniform is below its probability.
 
     Negative coupling serves best between the events "the less likely value".
     """
@@ -100,18 +117,25 @@ def _coupled(name: str, size: int, credit: Credit, paper: str) -> Rule:
         return from_gradient(value, live, gradient), Aux((), mean_aux(aux))
 
     advice = "Write local_expectation() or score(), which take categorical and other families too."
-    return rule(name, Requirements(paper=paper, bernoulli=True, evaluations=f"{size}K", advice=advice), surrogate)
+    return rule(
+        name,
+        Requirements(paper=paper, bernoulli=True, evaluations=f"{size}K", advice=advice),
+        surrogate,
+    )
 
 
 def group_signal(objective: Objective, log_w: Array) -> Array:
-    """[K, n] objective with sample k's entry taken from draw j of its group, minus its mean over the group.
+    """[K, n] objective with sample k's entry taken from draw j of its group, minus its mean over
+    the group.
 
     The other K - 1 entries are those of draw i of their groups, averaged over i.
     """
 
     def given_others(others: Array) -> Array:
         # replace_one is R(others) - R(swapped); the first term falls out with the group's mean.
-        swapped = -jax.vmap(lambda stand_in: replace_one(objective, others, stand_in), in_axes=1, out_axes=1)(log_w)
+        swapped = -jax.vmap(
+            lambda stand_in: replace_one(objective, others, stand_in), in_axes=1, out_axes=1
+        )(log_w)
         return swapped - jnp.mean(swapped, axis=1, keepdims=True)
 
     return jnp.mean(jax.vmap(given_others, in_axes=1)(log_w), axis=0)
@@ -123,11 +147,15 @@ def _noise_credit(logits: Array, z: Array, uniforms: Array) -> Array:
 
 
 def _draw_credit(logits: Array, z: Array, uniforms: Array) -> Array:
-    """(z - p) p (1 - p) / (p - P(z_j = z_k = 1)) / (n - 1): the score, its loss of variance by the coupling made up for."""
+    """(z - p) p (1 - p) / (p - P(z_j = z_k = 1)) / (n - 1): the score, its loss of variance by the
+    coupling made up for.
+    """
     size = z.shape[1]
     rare = jax.nn.sigmoid(-jnp.abs(logits))
-    both = jnp.clip(2.0 * rare ** (1.0 / (size - 1)) - 1.0, 0.0) ** (size - 1)  # P(two draws both take the rare value)
+    # P(two draws both take the rare value)
+    both = jnp.clip(2.0 * rare ** (1.0 / (size - 1)) - 1.0, 0.0) ** (size - 1)
     share = jnp.where(both > 0.0, both / jnp.where(both > 0.0, rare, 1.0), 0.0)
     scale = jax.nn.sigmoid(jnp.abs(logits)) / (1.0 - share) / (size - 1)
-    # The signals of a group add up to nothing, so z minus the group's mean serves for z - p: exactly 0 where all agree.
+    # The signals of a group add up to nothing, so z minus the group's mean serves for z - p:
+    # exactly 0 where all agree.
     return (z - jnp.mean(z, axis=1, keepdims=True)) * scale

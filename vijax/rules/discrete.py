@@ -1,4 +1,6 @@
-"""What the rules for Bernoulli and categorical latents share: means, weights with a live log q, learned controls."""
+"""What the rules for Bernoulli and categorical latents share: means, weights with a live log q,
+learned controls.
+"""
 
 from collections.abc import Callable
 
@@ -24,15 +26,20 @@ def site_mean(family: Family, logits: Array) -> Array:
 
 
 def spare_key(key: Key) -> Key:
-    """A key independent of everything that `draw(key, ...)` uses: that splits its key in two, children 0 and 1."""
+    """A key independent of everything that `draw(key, ...)` uses: that splits its key in two,
+    children 0 and 1.
+    """
     return jax.random.fold_in(key, 2)
 
 
-def live_weights(integrand: Integrand, family: Family, lam: PyTree, z: PyTree, keys: Key) -> tuple[Array, Scalar, PyTree]:
+def live_weights(
+    integrand: Integrand, family: Family, lam: PyTree, z: PyTree, keys: Key
+) -> tuple[Array, Scalar, PyTree]:
     """The integrand at M draws of q with log q live in lam: (log_w [M], centre [], aux).
 
-    `centre` has value 0 and takes slope / M of every dlog q off, which has mean zero: added to the surrogate it cancels
-    the direct dependence of a linear objective on log q exactly, sample by sample.
+    `centre` has value 0 and takes slope / M of every dlog q off, which has mean zero: added to the
+    surrogate it cancels the direct dependence of a linear objective on log q exactly, sample by
+    sample.
     """
     log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, z)
 
@@ -44,11 +51,15 @@ def live_weights(integrand: Integrand, family: Family, lam: PyTree, z: PyTree, k
     return log_w, -jnp.mean(slope * (log_q - jax.lax.stop_gradient(log_q))), aux
 
 
-def learned_gradient(value: Scalar, wrt: Array, control: PyTree, gradient: Callable[[PyTree], Array]) -> Scalar:
-    """`value` with the gradient estimator `gradient(control)` in `wrt` and, in `control`, minus the gradient of its variance.
+def learned_gradient(
+    value: Scalar, wrt: Array, control: PyTree, gradient: Callable[[PyTree], Array]
+) -> Scalar:
+    """`value` with the gradient estimator `gradient(control)` in `wrt` and, in `control`, minus the
+    gradient of its variance.
 
-    E[g] does not depend on the control, so the gradient of ||g||^2 is an unbiased gradient of the variance's trace (Grathwohl
-    et al. 2018, eq. 5). It is written out here: differentiating a stop-gradient surrogate does not give it.
+    E[g] does not depend on the control, so the gradient of ||g||^2 is an unbiased gradient of the
+    variance's trace (Grathwohl et al. 2018, eq. 5). It is written out here: differentiating a
+    stop-gradient surrogate does not give it.
     """
 
     def squared(control: PyTree) -> tuple[Scalar, Array]:

@@ -1,4 +1,6 @@
-"""Two control variates at once, on the integrand and on its leave-one-out baseline, both from gradients at the draws."""
+"""Two control variates at once, on the integrand and on its leave-one-out baseline, both from
+gradients at the draws.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +11,20 @@ from vijax.types import Array, Aux, Family, Integrand, Key, PyTree, Requirements
 
 
 def double_control_variates() -> Rule:
-    """Leave-one-out score function in which every f_k has a c_k = (z_k - E z) . mean_{j != k} f'(z_j) taken off, here and in
-    the others' baseline; the one expectation that does not vanish, that of c_k dlog q_k, is added in closed form.
+    """Leave-one-out score function in which every f_k has a c_k = (z_k - E z) . mean_{j != k}
+    f'(z_j) taken off, here and in the others' baseline; the one expectation that does not vanish,
+    that of c_k dlog q_k, is added in closed form.
 
-    Titsias and Shi 2022, eq. 11. A learned scalar multiplies c (minus their alpha), fitted to the variance; at 1 it is exact,
-    sample by sample, for affine f; at 0 it is score(). How much it helps depends on how affine f is between the values of z:
-    on a sigmoid belief net of 50 units on 8 x 8 digits the best scale, by brute force, is 1.0 at the start (variance 13 times
-    below score()'s), 0.7 after 300 steps (a quarter less) and 0.13 after 1500 (1% less), and that is what is learned.
+    Titsias and Shi 2022, eq. 11. A learned scalar multiplies c (minus their alpha), fitted to the
+    variance; at 1 it is exact, sample by sample, for affine f; at 0 it is score(). How much it
+    helps depends on how affine f is between the values of z: on a sigmoid belief net of 50 units on
+    8 x 8 digits the best scale, by brute force, is 1.0 at the start (variance 13 times below
+    score()'s), 0.7 after 300 steps (a quarter less) and 0.13 after 1500 (1% less), and that is what
+    is learned.
 
     Unbiased for: the gradient of the ELBO, in theta and phi.
-    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand differentiable in z at its
-                  values; num_samples >= 2; a linear objective.
+    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand
+                  differentiable in z at its values; num_samples >= 2; a linear objective.
     State:        none; the scale is in `control`.
     Cost:         K evaluations of the integrand per datum and K derivatives in z.
     """
@@ -36,9 +41,13 @@ def double_control_variates() -> Rule:
         def gradient(control):
             residual = values - control["scale"] * expansion
             signal = residual - mean_of_others(residual)
-            return jnp.tensordot(signal, away, axes=1) / num_samples + control["scale"] * closed_form
+            return (
+                jnp.tensordot(signal, away, axes=1) / num_samples + control["scale"] * closed_form
+            )
 
-        return learned_gradient(objective(values), logits, control, gradient), Aux((), mean_aux(aux))
+        return learned_gradient(objective(values), logits, control, gradient), Aux(
+            (), mean_aux(aux)
+        )
 
     return rule(
         "double_control_variates()",
@@ -62,8 +71,12 @@ def mean_of_others(values: Array) -> Array:
     return (jnp.sum(values, axis=0, keepdims=True) - values) / (values.shape[0] - 1)
 
 
-def values_and_slopes(integrand: Integrand, family: Family, lam: PyTree, z: Array, key: Key) -> tuple[Array, Array, PyTree]:
-    """The integrand at draws z [K, D] with q's parameters stopped, and its derivative there: ([K], [K, D], aux)."""
+def values_and_slopes(
+    integrand: Integrand, family: Family, lam: PyTree, z: Array, key: Key
+) -> tuple[Array, Array, PyTree]:
+    """The integrand at draws z [K, D] with q's parameters stopped, and its derivative there: ([K],
+    [K, D], aux).
+    """
 
     def total(z: Array) -> tuple[Array, tuple[Array, PyTree]]:
         values, aux = evaluate_at(integrand, family, lam, z, key)

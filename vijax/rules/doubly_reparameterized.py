@@ -11,20 +11,25 @@ from vijax.types import Array, Aux, Objective, PyTree, Requirements, Rule, Scala
 
 
 def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise = IID) -> Rule:
-    """Path-derivative gradient for any objective: sum_k c_k (dlog_w_k/dz_k) (dz_k/dlam), q's parameters stopped inside
-    log q; by default c_k = R_k - R_kk, with R_k = dR/dlog_w_k and R_kk the Hessian's diagonal. Everything else upstream
-    (theta) keeps R_k.
+    """Path-derivative gradient for any objective: sum_k c_k (dlog_w_k/dz_k) (dz_k/dlam), q's
+    parameters stopped inside log q; by default c_k = R_k - R_kk, with R_k = dR/dlog_w_k and R_kk
+    the Hessian's diagonal. Everything else upstream (theta) keeps R_k.
 
-    For the ELBO this is sticking-the-landing (Roeder et al. 2017), for IWAE it is DReG (Tucker et al. 2019, eq. 8: weights
-    w_k^2). Its phi-gradient is exactly zero, sample by sample, where q is the posterior.
+    For the ELBO this is sticking-the-landing (Roeder et al. 2017), for IWAE it is DReG (Tucker et
+    al. 2019, eq. 8: weights w_k^2). Its phi-gradient is exactly zero, sample by sample, where q is
+    the posterior.
 
     Args:
-      weights: another c_k, from `path_weights`: `sticking` (IWAE-STL), `wake` (RWS-DReG), `interpolated` (DReG(alpha)),
-        `tail_adaptive`; they are biased in phi, each says towards what.
-      noise: how the K samples are drawn together, see `vijax.noise`; for the ELBO alone if they depend on each other.
+      weights: another c_k, from `path_weights`: `sticking` (IWAE-STL), `wake` (RWS-DReG),
+        `interpolated` (DReG(alpha)), `tail_adaptive`; they are biased in phi, each says towards
+        what.
+      noise: how the K samples are drawn together, see `vijax.noise`; for the ELBO alone if they
+        depend on each other.
 
-    Unbiased for: the gradient of E[objective(log_w)], any objective, in theta; in phi too, with `path_weights.exact()`.
-    Requires:     a differentiable sampler for every block; an integrand that is f(z) - log_q (slope -1 in log_q).
+    Unbiased for: the gradient of E[objective(log_w)], any objective, in theta; in phi too, with
+                  `path_weights.exact()`.
+    Requires:     a differentiable sampler for every block; an integrand that is f(z) - log_q (slope
+                  -1 in log_q).
     State:        none.
     Cost:         K evaluations of the integrand per datum, one backward pass, K^2 scalars.
     """
@@ -40,8 +45,13 @@ def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise =
 
         return path_derivative(objective, chosen, log_weights, drawn.z)
 
-    advice = 'Write score() or, for few states, enumerated() for that block, as in rules={"c": score(), "z": pathwise()}.'
-    settings = ([] if weights is None else [weights.name]) + ([] if noise is IID else [f"noise={noise.name}"])
+    advice = (
+        "Write score() or, for few states, enumerated() for that block, as in "
+        'rules={"c": score(), "z": pathwise()}.'
+    )
+    settings = ([] if weights is None else [weights.name]) + (
+        [] if noise is IID else [f"noise={noise.name}"]
+    )
     return rule(
         f"doubly_reparameterized({', '.join(settings)})",
         Requirements(
@@ -60,11 +70,17 @@ def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise =
 
 
 def path_derivative(
-    objective: Objective, weights: PathWeights, log_weights: Callable[[PyTree], tuple[Array, PyTree]], z: PyTree
+    objective: Objective,
+    weights: PathWeights,
+    log_weights: Callable[[PyTree], tuple[Array, PyTree]],
+    z: PyTree,
 ) -> tuple[Scalar, Aux]:
-    """The objective at log_weights(z), leaves of z [K, ...], the derivative through sample k's z multiplied by its factor."""
-    # The factor needs the weights, whose backward pass needs the factor. Evaluated twice as written; the two forward
-    # passes are the same operations on the same operands, so the compiler keeps one.
+    """The objective at log_weights(z), leaves of z [K, ...], the derivative through sample k's z
+    multiplied by its factor.
+    """
+    # The factor needs the weights, whose backward pass needs the factor. Evaluated twice as
+    # written; the two forward passes are the same operations on the same operands, so the compiler
+    # keeps one.
     factor = weights.factor(objective, jax.lax.stop_gradient(log_weights(z)[0]))
     scaled = jax.vmap(lambda c, z: jax.tree.map(lambda leaf: scale_tangent(leaf, c), z))(factor, z)
     log_w, aux = log_weights(scaled)

@@ -23,11 +23,18 @@ def enumerated() -> Rule:
         log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, z)
         values, aux = evaluate(integrand, Sample(z, log_q, jax.random.split(key, log_q.shape[0])))
         probs = jnp.exp(log_q)
-        averaged = jax.tree.map(lambda leaf: jax.lax.stop_gradient(jnp.tensordot(probs, leaf, axes=1)), aux)
+        averaged = jax.tree.map(
+            lambda leaf: jax.lax.stop_gradient(jnp.tensordot(probs, leaf, axes=1)), aux
+        )
         return jnp.vdot(probs, values), Aux((), averaged)
 
     advice = "Write score() instead."
     requires = Requirements(
-        paper="exact", evaluations="S", finite_support=True, linear_objective=True, draws=False, advice=advice
+        paper="exact",
+        evaluations="S",
+        finite_support=True,
+        linear_objective=True,
+        draws=False,
+        advice=advice,
     )
     return rule("enumerated()", requires, surrogate)

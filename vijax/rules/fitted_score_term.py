@@ -10,43 +10,59 @@ from vijax.types import Aux, PyTree, Requirements, Rule
 
 
 def fitted_score_term(decay: float = 0.99, *, noise: Noise = IID) -> Rule:
-    """Total derivative + a dlog q(z)/dlam, a fitted by regression on past steps. Geffner and Domke 2018, 2020.
+    """Total derivative + a dlog q(z)/dlam, a fitted by regression on past steps. Geffner and Domke
+    2018, 2020.
 
-    a = 0 is `pathwise`, a = 1 `doubly_reparameterized` (sticking-the-landing), which is better only near the posterior: for
-    q = N(m, s^2) and a normal target of standard deviation S, in m, iff s^2 > S^2 / 2. It starts at 1.
+    a = 0 is `pathwise`, a = 1 `doubly_reparameterized` (sticking-the-landing), which is better only
+    near the posterior: for q = N(m, s^2) and a normal target of standard deviation S, in m, iff s^2
+    > S^2 / 2. It starts at 1.
 
     Args:
-      decay: in (0, 1); weight of the past in the running moments that a is the quotient of.    noise: see `vijax.noise`.
+      decay: in (0, 1); weight of the past in the running moments that a is the quotient of.
+      noise: see `vijax.noise`.
 
     Unbiased for: the gradient of the ELBO, in theta and phi.
-    Requires:     a differentiable sampler; a linear objective; an integrand that is f(z) - log_q (slope -1 in log_q).
+    Requires:     a differentiable sampler; a linear objective; an integrand that is f(z) - log_q
+                  (slope -1 in log_q).
     State:        two running means.
     Cost:         K evaluations of the integrand per datum, two backward passes.
     """
     if not 0.0 < decay < 1.0:
-        raise ValueError(f"fitted_score_term(decay={decay}): decay must lie strictly between 0 and 1.")
+        raise ValueError(
+            f"fitted_score_term(decay={decay}): decay must lie strictly between 0 and 1."
+        )
 
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
         fixed = jax.lax.stop_gradient(lam)
-        kept = 1.0 - jnp.where(state["square"] > 0.0, state["product"] / jnp.maximum(state["square"], 1e-30), 1.0)
+        kept = 1.0 - jnp.where(
+            state["square"] > 0.0, state["product"] / jnp.maximum(state["square"], 1e-30), 1.0
+        )
 
         def log_weights(path: PyTree, direct: PyTree):
             drawn = draw(key, family, path, num_samples, noise)
             log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(direct, drawn.z)
             return evaluate(integrand, drawn._replace(log_q=log_q))
 
-        # dlog q / dlam enters the integrand with slope -1: keeping 1 - a of it adds a times the score to the total.
+        # dlog q / dlam enters the integrand with slope -1: keeping 1 - a of it adds a times the
+        # score to the total.
         log_w, aux = log_weights(lam, jax.tree.map(lambda leaf: scale_tangent(leaf, kept), lam))
-        path, direct = jax.grad(lambda p, d: jnp.mean(log_weights(p, d)[0]), argnums=(0, 1))(fixed, fixed)
-        # E[direct] = 0, so products of the two means of K samples estimate covariances; K cancels in the quotient.
-        product = sum(jax.tree.leaves(jax.tree.map(lambda p, d: jnp.sum((p + d) * d), path, direct)))
+        path, direct = jax.grad(lambda p, d: jnp.mean(log_weights(p, d)[0]), argnums=(0, 1))(
+            fixed, fixed
+        )
+        # E[direct] = 0, so products of the two means of K samples estimate covariances; K cancels
+        # in the quotient.
+        product = sum(
+            jax.tree.leaves(jax.tree.map(lambda p, d: jnp.sum((p + d) * d), path, direct))
+        )
         square = sum(jax.tree.leaves(jax.tree.map(lambda d: jnp.sum(d * d), direct)))
         stats = jax.lax.stop_gradient({"product": product, "square": square})
         return jnp.mean(log_w), Aux(stats, mean_aux(aux))
 
     def update(state: PyTree, stats: PyTree) -> PyTree:
         finite = jnp.isfinite(stats["product"]) & jnp.isfinite(stats["square"])
-        return jax.tree.map(lambda old, new: jnp.where(finite, decay * old + (1.0 - decay) * new, old), state, stats)
+        return jax.tree.map(
+            lambda old, new: jnp.where(finite, decay * old + (1.0 - decay) * new, old), state, stats
+        )
 
     requires = Requirements(
         paper="Geffner and Domke 2018",

@@ -1,4 +1,6 @@
-"""Differentiate through a sampler whose noise still depends on q's parameters a little, and score what is left of that."""
+"""Differentiate through a sampler whose noise still depends on q's parameters a little, and score
+what is left of that.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,20 +14,29 @@ from vijax.types import Array, Aux, Family, Key, PyTree, Requirements, Rule, Sam
 
 
 class Standardization(NamedTuple):
-    """A transformation z = T(noise, lam) that makes a draw's noise nearly free of lam; `log_density` is what remains of it."""
+    """A transformation z = T(noise, lam) that makes a draw's noise nearly free of lam;
+    `log_density` is what remains of it.
+
+    Attributes:
+      noise: (key, family, lam) -> noise of one sample, drawn so that T(noise) ~ q
+      transport: (family, lam, noise) -> z
+      log_density: (family, lam, noise) -> [] log density up to lam-free terms
+    """
 
     name: str
-    noise: Callable[[Key, Family, PyTree], PyTree]  # (key, family, lam) -> noise of one sample, drawn so that T(noise) ~ q
-    transport: Callable[[Family, PyTree, PyTree], Array]  # (family, lam, noise) -> z
-    log_density: Callable[[Family, PyTree, PyTree], Scalar]  # (family, lam, noise) -> [] log density up to lam-free terms
+    noise: Callable[[Key, Family, PyTree], PyTree]
+    transport: Callable[[Family, PyTree, PyTree], Array]
+    log_density: Callable[[Family, PyTree, PyTree], Scalar]
     paper: str
 
 
 def generalized_reparameterization(standardization: Standardization | None = None) -> Rule:
-    """Path term plus the score of the noise: f'(T) dT/dlam + f(T) dlog s(noise; lam)/dlam. Ruiz et al. 2016, eq. 8.
+    """Path term plus the score of the noise: f'(T) dT/dlam + f(T) dlog s(noise; lam)/dlam. Ruiz et
+    al. 2016, eq. 8.
 
-    With T the transformation inside a rejection sampler it is rejection-sampling reparameterization, Naesseth et al. 2017,
-    eq. 7. Both are for comparison: the gamma family has implicit reparameterization, which leaves no score term.
+    With T the transformation inside a rejection sampler it is rejection-sampling
+    reparameterization, Naesseth et al. 2017, eq. 7. Both are for comparison: the gamma family has
+    implicit reparameterization, which leaves no score term.
 
     Args:
       standardization: `marsaglia_tsang(augment)`, the default, or `log_standardized()`.
@@ -40,16 +51,25 @@ def generalized_reparameterization(standardization: Standardization | None = Non
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
         noise_key, inner_key = jax.random.split(key)
         fixed = jax.lax.stop_gradient(lam)
-        noise_keys, inner_keys = jax.random.split(noise_key, num_samples), jax.random.split(inner_key, num_samples)
+        noise_keys, inner_keys = (
+            jax.random.split(noise_key, num_samples),
+            jax.random.split(inner_key, num_samples),
+        )
         noise = jax.vmap(chosen.noise, in_axes=(0, None, None))(noise_keys, family, fixed)
 
         def at(lam):
             z = jax.vmap(lambda e: chosen.transport(family, lam, e))(noise)
-            return evaluate(integrand, Sample(z, jax.vmap(lambda z: family.log_prob(fixed, z))(z), inner_keys))
+            return evaluate(
+                integrand, Sample(z, jax.vmap(lambda z: family.log_prob(fixed, z))(z), inner_keys)
+            )
 
         values, aux = at(lam)
         weights = jax.lax.stop_gradient(values)
-        score = jax.grad(lambda lam: jnp.mean(weights * jax.vmap(lambda e: chosen.log_density(family, lam, e))(noise)))(fixed)
+        score = jax.grad(
+            lambda lam: jnp.mean(
+                weights * jax.vmap(lambda e: chosen.log_density(family, lam, e))(noise)
+            )
+        )(fixed)
         return from_gradient(jnp.mean(values), lam, score), Aux((), mean_aux(aux))
 
     requires = Requirements(
@@ -63,7 +83,9 @@ def generalized_reparameterization(standardization: Standardization | None = Non
 
 
 def log_standardized() -> Standardization:
-    """Log z made of mean 0 and variance 1: e = (log z - E log z) / sd log z. Ruiz et al. 2016, table 1."""
+    """Log z made of mean 0 and variance 1: e = (log z - E log z) / sd log z. Ruiz et al. 2016,
+    table 1.
+    """
 
     def noise(key: Key, family: Family, lam: PyTree) -> Array:
         shape, _ = _gamma(family, lam)
@@ -79,17 +101,21 @@ def log_standardized() -> Standardization:
     def log_density(family: Family, lam: PyTree, noise: Array) -> Scalar:
         shape, _ = _gamma(family, lam)
         log_z = log_unit(family, lam, noise)
-        return jnp.sum(shape * log_z - jnp.exp(log_z) - gammaln(shape) + 0.5 * jnp.log(polygamma(1, shape)))
+        return jnp.sum(
+            shape * log_z - jnp.exp(log_z) - gammaln(shape) + 0.5 * jnp.log(polygamma(1, shape))
+        )
 
     return Standardization("log_standardized()", noise, transport, log_density, "Ruiz et al. 2016")
 
 
 def marsaglia_tsang(augment: int = 0) -> Standardization:
-    """The accepted proposal e of Marsaglia and Tsang's sampler: z = (a - 1/3) (1 + e / sqrt(9 a - 3))^3 / rate.
+    """The accepted proposal e of Marsaglia and Tsang's sampler: z = (a - 1/3) (1 + e / sqrt(9 a -
+    3))^3 / rate.
 
     Args:
-      augment: B, by how much the shape is raised: z~ of shape a + B, times u_i^(1 / (a + i - 1)) for i = 1..B. The score
-        term vanishes as B grows; needs a + B > 1, hence at least 1 if shapes may fall to 1 (then use that).
+      augment: B, by how much the shape is raised: z~ of shape a + B, times u_i^(1 / (a + i - 1))
+        for i = 1..B. The score term vanishes as B grows; needs a + B > 1, hence at least 1 if
+        shapes may fall to 1 (then use that).
     """
     if augment < 0:
         raise ValueError(f"marsaglia_tsang(augment={augment}): must be at least 0.")
@@ -116,10 +142,14 @@ def marsaglia_tsang(augment: int = 0) -> Standardization:
         shape = _gamma(family, lam)[0] + augment
         cube = root(shape, noise)
         unit = (shape - 1.0 / 3.0) * cube**3
-        log_slope = jnp.log(shape - 1.0 / 3.0) + 2.0 * jnp.log(cube) - 0.5 * jnp.log(9.0 * shape - 3.0)
+        log_slope = (
+            jnp.log(shape - 1.0 / 3.0) + 2.0 * jnp.log(cube) - 0.5 * jnp.log(9.0 * shape - 3.0)
+        )
         return jnp.sum((shape - 1.0) * jnp.log(unit) - unit - gammaln(shape) + log_slope)
 
-    return Standardization(f"marsaglia_tsang({augment})", noise, transport, log_density, "Naesseth et al. 2017")
+    return Standardization(
+        f"marsaglia_tsang({augment})", noise, transport, log_density, "Naesseth et al. 2017"
+    )
 
 
 def _gamma(family: Family, lam: PyTree) -> tuple[Array, Array]:

@@ -10,20 +10,30 @@ from vijax.rules.base import evaluate_at, from_gradient, mean_aux, reduce_varian
 from vijax.types import Aux, PyTree, Requirements, Rule, Scalar
 
 
-def lax(critic: object, *, example: PyTree = None, inputs: Callable[[PyTree, PyTree], PyTree] = lambda z, x: z) -> Rule:
-    """(f(z) - c(z)) dlog q(z)/dlam + dc(z)/dz dz/dlam, the critic c trained on the variance. Grathwohl et al. 2018, eq. 6.
+def lax(
+    critic: object,
+    *,
+    example: PyTree = None,
+    inputs: Callable[[PyTree, PyTree], PyTree] = lambda z, x: z,
+) -> Rule:
+    """(f(z) - c(z)) dlog q(z)/dlam + dc(z)/dz dz/dlam, the critic c trained on the variance.
+    Grathwohl et al. 2018, eq. 6.
 
-    For integrands without a useful derivative in z. With c = f it is the path derivative, with c = 0 the score function.
+    For integrands without a useful derivative in z. With c = f it is the path derivative, with c =
+    0 the score function.
 
     Args:
-      critic: `inputs(z, x)` -> one number; a flax module or an (init, apply) pair, see `networks.as_network`.
-      example: one such input (or its `jax.ShapeDtypeStruct`), for modules that are initialised by a call.
+      critic: `inputs(z, x)` -> one number; a flax module or an (init, apply) pair, see
+        `networks.as_network`.
+      example: one such input (or its `jax.ShapeDtypeStruct`), for modules that are initialised by a
+        call.
       inputs: what the critic sees of a draw and its datum; default z alone.
 
     Unbiased for: the gradient of the ELBO, in theta and phi, whatever the critic.
     Requires:     a differentiable sampler; a linear objective.
     State:        none; the critic's parameters are in `params.control`.
-    Cost:         K evaluations of the integrand per datum, no derivative in z; the critic's second derivatives.
+    Cost:         K evaluations of the integrand per datum, no derivative in z; the critic's second
+                  derivatives.
     """
     net = as_network(critic, example)
 

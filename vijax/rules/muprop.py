@@ -10,24 +10,30 @@ from vijax.types import Aux, Requirements, Rule
 
 
 def muprop(*, baseline: Baseline | None = None, learn_scale: bool = False) -> Rule:
-    """Score function of f minus its first-order Taylor expansion at E[z], whose own gradient is added in closed form.
+    """Score function of f minus its first-order Taylor expansion at E[z], whose own gradient is
+    added in closed form.
 
     Gu et al. 2016, eq. 5. Exact, sample by sample, for affine f, without a baseline.
 
     Args:
-      baseline: what is subtracted from the residual f - expansion, and fitted to it; default `baselines.none()`. As published
-        (section 3.3): `baselines.learned(network)`, a function of the datum, or `baselines.moving_average()`.
-      learn_scale: multiply the expansion by a learned scalar, fitted to the variance; 1 otherwise and at first.
+      baseline: what is subtracted from the residual f - expansion, and fitted to it; default
+        `baselines.none()`. As published (section 3.3): `baselines.learned(network)`, a function of
+        the datum, or `baselines.moving_average()`.
+      learn_scale: multiply the expansion by a learned scalar, fitted to the variance; 1 otherwise
+        and at first.
 
     Unbiased for: the gradient of the ELBO, in theta and phi, if `baseline.unbiased`.
-    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand differentiable in z at E[z],
-                  between the values; a linear objective.
+    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand
+                  differentiable in z at E[z], between the values; a linear objective.
     State:        the baseline's; scale and baseline are in `control`.
     Cost:         K + 1 evaluations of the integrand per datum, one derivative in z.
     """
     base = none() if baseline is None else baseline
     if base.num_auxiliary:
-        raise ValueError(f"muprop(baseline={base.name}): it needs draws of its own. Write baselines.leave_one_out() instead.")
+        raise ValueError(
+            f"muprop(baseline={base.name}): it needs draws of its own. Write "
+            f"baselines.leave_one_out() instead."
+        )
 
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
         drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
@@ -61,7 +67,9 @@ def muprop(*, baseline: Baseline | None = None, learn_scale: bool = False) -> Ru
     def init(key):
         return ({"scale": jnp.ones(())} if learn_scale else {}) | {"baseline": base.init(key)}
 
-    settings = ([] if baseline is None else [f"baseline={base.name}"]) + (["learn_scale=True"] if learn_scale else [])
+    settings = ([] if baseline is None else [f"baseline={base.name}"]) + (
+        ["learn_scale=True"] if learn_scale else []
+    )
     return rule(
         f"muprop({', '.join(settings)})",
         Requirements(

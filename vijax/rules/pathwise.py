@@ -6,11 +6,12 @@ from vijax.types import Requirements, Rule
 
 
 def pathwise(*, noise: Noise = IID) -> Rule:
-    """Reparameterization ("total") gradient. Kingma and Welling 2014; Rezende et al. 2014; for IWAE Burda et al. 2016.
+    """Reparameterization ("total") gradient. Kingma and Welling 2014; Rezende et al. 2014; for IWAE
+    Burda et al. 2016.
 
     Args:
-      noise: how the K samples are drawn together, see `vijax.noise`. Samples that depend on each other have, for a non-linear
-        objective, a bound of their own, and that is what is ascended.
+      noise: how the K samples are drawn together, see `vijax.noise`. Samples that depend on each
+        other have, for a non-linear objective, a bound of their own, and that is what is ascended.
 
     Unbiased for: the gradient of E[objective(log_w)], any objective, in theta and phi.
     Requires:     a differentiable sampler for every block.
@@ -22,7 +23,10 @@ def pathwise(*, noise: Noise = IID) -> Rule:
         log_w, aux = evaluate(integrand, draw(key, family, lam, num_samples, noise))
         return objective(log_w), no_aux(aux)
 
-    advice = 'Write score() or, for few states, enumerated() for that block, as in rules={"c": score(), "z": pathwise()}.'
+    advice = (
+        "Write score() or, for few states, enumerated() for that block, as in "
+        'rules={"c": score(), "z": pathwise()}.'
+    )
     return rule(
         "pathwise()" if noise is IID else f"pathwise(noise={noise.name})",
         Requirements(

@@ -1,4 +1,6 @@
-"""Control variates from a continuous relaxation of a discrete z: REBAR, and RELAX with a learned critic."""
+"""Control variates from a continuous relaxation of a discrete z: REBAR, and RELAX with a learned
+critic.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,32 +24,46 @@ def concrete(scores: Array, logits: Array, temperature: Array) -> Array:
 
 
 def to_mean_field(scores: Array, logits: Array, temperature: Array) -> Array:
-    """`concrete` with the logits' part tending to 1, not 0, in the limit of high temperature: REBAR then tends to MuProp.
+    """`concrete` with the logits' part tending to 1, not 0, in the limit of high temperature: REBAR
+    then tends to MuProp.
 
     Tucker et al. 2017, section 3.3: logits (t^2 + t + 1) / (t + 1) + noise, all over t.
     """
     return scores / temperature + logits * temperature / (temperature + 1.0)
 
 
-def rebar(*, temperature: float = 0.5, relaxation: Relaxation = concrete, tied: bool = True) -> Rule:
-    """Score function of f(z) - s c(z~) plus the pathwise gradient of s [c(z^) - c(z~)], with c = f at a relaxed z.
+def rebar(
+    *, temperature: float = 0.5, relaxation: Relaxation = concrete, tied: bool = True
+) -> Rule:
+    """Score function of f(z) - s c(z~) plus the pathwise gradient of s [c(z^) - c(z~)], with c = f
+    at a relaxed z.
 
-    Tucker et al. 2017, eq. 8-9; categorical sites as in its appendix. z^ are the relaxed scores whose hard value is z,
-    z~ scores drawn given z. Scale s and temperature are learned, by the variance's gradient.
+    Tucker et al. 2017, eq. 8-9; categorical sites as in its appendix. z^ are the relaxed scores
+    whose hard value is z, z~ scores drawn given z. Scale s and temperature are learned, by the
+    variance's gradient.
 
     Args:
-      temperature: the initial one.    relaxation: `concrete` or `to_mean_field`, or your own.
-      tied: z~ takes z^'s own noise, as in the authors' code: equal in value, different in derivative, one evaluation for
-        both. False draws it anew.
+      temperature: the initial one.
+      relaxation: `concrete` or `to_mean_field`, or your own.
+      tied: z~ takes z^'s own noise, as in the authors' code: equal in value, different in
+        derivative, one evaluation for both. False draws it anew.
 
     Unbiased for: the gradient of the ELBO, in theta and phi, whatever the control's values.
-    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand that is differentiable at
-                  relaxed z, twice to learn the temperature; a linear objective.
+    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand that
+                  is differentiable at relaxed z, twice to learn the temperature; a linear
+                  objective.
     State:        none; {"scale", "log_temperature"} are in `control`.
-    Cost:         2K evaluations of the integrand per datum and K derivatives in z; 3K and 2K if not tied.
+    Cost:         2K evaluations of the integrand per datum and K derivatives in z; 3K and 2K if not
+                  tied.
     """
     name = f"rebar({'' if tied else 'tied=False'})"
-    return _relaxed(name, "Tucker et al. 2017", Control(relaxation, critic=None, use_integrand=True), temperature, tied=tied)
+    return _relaxed(
+        name,
+        "Tucker et al. 2017",
+        Control(relaxation, critic=None, use_integrand=True),
+        temperature,
+        tied=tied,
+    )
 
 
 def relax(
@@ -60,35 +76,53 @@ def relax(
     tied: bool = False,
     use_integrand: bool = True,
 ) -> Rule:
-    """`rebar` with a learned critic of the relaxed z added to the control: c = s f(soft z) + r(soft z, x).
+    """`rebar` with a learned critic of the relaxed z added to the control: c = s f(soft z) + r(soft
+    z, x).
 
     Grathwohl et al. 2018, eq. 8.
 
     Args:
-      critic: relaxed z, or a dict {"z": relaxed z, "x": datum} if `x` is given -> one number; a flax module or an (init,
-        apply) pair, see `networks.as_network`. Default: two hidden layers, zero at first.
-      z: one latent (or `families.z_like(family)`), for modules that are initialised by a call, as the default is.
+      critic: relaxed z, or a dict {"z": relaxed z, "x": datum} if `x` is given -> one number; a
+        flax module or an (init, apply) pair, see `networks.as_network`. Default: two hidden layers,
+        zero at first.
+      z: one latent (or `families.z_like(family)`), for modules that are initialised by a call, as
+        the default is.
       x: one datum, for critics that look at it.
-      use_integrand: False leaves the integrand out of c: it is then a black box, never differentiated.
+      use_integrand: False leaves the integrand out of c: it is then a black box, never
+        differentiated.
 
     Unbiased for: the gradient of the ELBO, in theta and phi, whatever the control's values.
-    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand differentiable at relaxed z,
-                  unless left out; a linear objective.
+    Requires:     independent Bernoulli or one-hot categorical sites with logits; an integrand
+                  differentiable at relaxed z, unless left out; a linear objective.
     State:        none; {"scale", "log_temperature", "critic"} are in `control`.
-    Cost:         as `rebar`, and the critic's second derivatives; K evaluations if the integrand is left out.
+    Cost:         as `rebar`, and the critic's second derivatives; K evaluations if the integrand is
+                  left out.
     """
     if z is None and (critic is None or isinstance(critic, linen.Module)):
-        raise ValueError("relax: a flax.linen critic needs one latent for its shapes. Pass z=families.z_like(family).")
-    network = as_network(Critic() if critic is None else critic, z if x is None else {"z": z, "x": x})
-    net = Network(network.init, lambda p, inputs: network.apply(p, inputs if x is not None else inputs["z"]))
+        raise ValueError(
+            "relax: a flax.linen critic needs one latent for its shapes. Pass "
+            "z=families.z_like(family)."
+        )
+    network = as_network(
+        Critic() if critic is None else critic, z if x is None else {"z": z, "x": x}
+    )
+    net = Network(
+        network.init, lambda p, inputs: network.apply(p, inputs if x is not None else inputs["z"])
+    )
     name = f"relax({'' if use_integrand else 'use_integrand=False'})"
     return _relaxed(
-        name, "Grathwohl et al. 2018", Control(relaxation, critic=net, use_integrand=use_integrand), temperature, tied=tied
+        name,
+        "Grathwohl et al. 2018",
+        Control(relaxation, critic=net, use_integrand=use_integrand),
+        temperature,
+        tied=tied,
     )
 
 
 class Critic(linen.Module):
-    """Two hidden layers of leaky rectifiers on everything it is given, flattened; its output is zero at first."""
+    """Two hidden layers of leaky rectifiers on everything it is given, flattened; its output is
+    zero at first.
+    """
 
     width: int = 64
 
@@ -102,24 +136,35 @@ class Critic(linen.Module):
 
 
 class Scores(NamedTuple):
-    """A discrete draw as a function of continuous scores."""
+    """A discrete draw as a function of continuous scores.
 
-    noise: Callable[..., Array]  # (key, shape, dtype) -> noise of the scores given z
-    given: Callable[[Array, Array, Array], Array]  # (logits, hard z, noise) -> scores with that hard z, live in logits
-    squash: Callable[[Array], Array]  # soft logits -> relaxed z
-    normal: Callable[[Array], Array]  # logits -> the part of the scores that is not noise
+    Attributes:
+      noise: (key, shape, dtype) -> noise of the scores given z
+      given: (logits, hard z, noise) -> scores with that hard z, live in logits
+      squash: soft logits -> relaxed z
+      normal: logits -> the part of the scores that is not noise
+    """
+
+    noise: Callable[..., Array]
+    given: Callable[[Array, Array, Array], Array]
+    squash: Callable[[Array], Array]
+    normal: Callable[[Array], Array]
 
 
 def logistic_scores(logits: Array, z: Array, noise: Array) -> Array:
-    """Scores logits + logistic noise, given that 1[. > 0] is z: log(1 + v / ((1 - v) (1 - p))) for z = 1 and uniform v."""
+    """Scores logits + logistic noise, given that 1[. > 0] is z: log(1 + v / ((1 - v) (1 - p))) for
+    z = 1 and uniform v.
+    """
     sign = 2.0 * z - 1.0
     return sign * jax.nn.softplus(noise + jax.nn.softplus(sign * logits))
 
 
 def gumbel_scores(logits: Array, z: Array, noise: Array) -> Array:
-    """log-probabilities + Gumbel noise, given that the largest is z's: -log E_b there, -log(E_i / pi_i + E_b) elsewhere.
+    """log-probabilities + Gumbel noise, given that the largest is z's: -log E_b there, -log(E_i /
+    pi_i + E_b) elsewhere.
 
-    noise: minus the logs of standard exponentials E. Tucker et al. 2017, appendix C; Maddison et al. 2014.
+    noise: minus the logs of standard exponentials E. Tucker et al. 2017, appendix C; Maddison et
+    al. 2014.
     """
     top = jnp.sum(z * noise, axis=-1, keepdims=True)
     others = -jnp.logaddexp(-noise - jax.nn.log_softmax(logits), -top)
@@ -140,7 +185,15 @@ class Control(NamedTuple):
     critic: Network | None
     use_integrand: bool
 
-    def values(self, control: PyTree, integrand: Callable[[Array], Array], squash, scores: Array, logits: Array, x: PyTree):
+    def values(
+        self,
+        control: PyTree,
+        integrand: Callable[[Array], Array],
+        squash,
+        scores: Array,
+        logits: Array,
+        x: PyTree,
+    ):
         """The control variate at M scores: [M]. `integrand` takes M relaxed z."""
         soft = squash(self.relaxation(scores, logits[None], jnp.exp(control["log_temperature"])))
         total = jnp.zeros(scores.shape[0], logits.dtype)
@@ -148,12 +201,16 @@ class Control(NamedTuple):
             total = total + control["scale"] * integrand(soft)
         if self.critic is not None:
             apply = self.critic.apply
-            total = total + jax.vmap(lambda z: jnp.reshape(apply(control["critic"], {"z": z, "x": x}), ()))(soft)
+            total = total + jax.vmap(
+                lambda z: jnp.reshape(apply(control["critic"], {"z": z, "x": x}), ())
+            )(soft)
         return total
 
 
 def score_part(values: Array, controls: Array, away: Array) -> Array:
-    """The mean of (f - c) (z - E z): c is live in the control's parameters, or its variance's gradient would be wrong."""
+    """The mean of (f - c) (z - E z): c is live in the control's parameters, or its variance's
+    gradient would be wrong.
+    """
     return jnp.tensordot(values - controls, away, axes=1) / values.shape[0]
 
 
@@ -169,7 +226,9 @@ def _relaxed(name: str, paper: str, variate: Control, temperature: float, *, tie
         free_key, given_key, value_key = jax.random.split(spare_key(key), 3)
         noise = scores.noise(free_key, drawn.z.shape, logits.dtype)
         noise_given = noise if tied else scores.noise(given_key, drawn.z.shape, logits.dtype)
-        fixed = scores.given(scores.normal(logits)[None], drawn.z, noise) - scores.normal(logits)[None]
+        fixed = (
+            scores.given(scores.normal(logits)[None], drawn.z, noise) - scores.normal(logits)[None]
+        )
 
         def at(control: PyTree, points: Array, eta: Array) -> Array:
             def relaxed(soft: Array) -> Array:
@@ -180,9 +239,15 @@ def _relaxed(name: str, paper: str, variate: Control, temperature: float, *, tie
         def difference(eta: Array, control: PyTree) -> tuple[Array, Array]:
             eta = scores.normal(eta)
             free, given = eta[None] + fixed, scores.given(eta[None], drawn.z, noise_given)
-            if tied:  # Equal values: one evaluation, its derivative taken along the difference of the two paths.
+            # Equal values: one evaluation, its derivative taken along the difference of the two
+            # paths.
+            if tied:
                 apart = free - given
-                c = at(control, jax.lax.stop_gradient(given - apart) + apart, jax.lax.stop_gradient(eta))
+                c = at(
+                    control,
+                    jax.lax.stop_gradient(given - apart) + apart,
+                    jax.lax.stop_gradient(eta),
+                )
                 return jnp.mean(c), c
             c = at(control, jnp.concatenate([free, given]), eta)
             return jnp.mean(c[:num_samples] - c[num_samples:]), c[num_samples:]

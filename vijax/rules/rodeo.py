@@ -1,4 +1,6 @@
-"""Discrete Stein control variates: functions of mean zero under q, made by a Gibbs step on any function."""
+"""Discrete Stein control variates: functions of mean zero under q, made by a Gibbs step on any
+function.
+"""
 
 from typing import Any
 
@@ -14,23 +16,30 @@ from vijax.types import Array, Aux, PyTree, Requirements, Rule
 
 
 def rodeo(network: Any = None) -> Rule:
-    """Leave-one-out score function with two Stein control variates: a (A h_j)(z_j) on the baseline, b (A [h_k s])(z_k) on
-    the score itself, where (A h)(z) = mean_i (E[h(z) | all but z_i] - h(z)) has mean zero and s = z - p is the score.
+    """Leave-one-out score function with two Stein control variates: a (A h_j)(z_j) on the baseline,
+    b (A [h_k s])(z_k) on the score itself, where (A h)(z) = mean_i (E[h(z) | all but z_i] - h(z))
+    has mean zero and s = z - p is the score.
 
-    Shi et al. 2022, eq. 11-13. h_k is the mean over the other samples j of a network of (f(z_j), f'(z_j) . (z - z_j)), so it
-    is evaluated at all D neighbours of a draw without a further look at f. a, b and the network are learned by the
-    gradient of the variance; a = b = 0, as at first, is score().
+    Shi et al. 2022, eq. 11-13. h_k is the mean over the other samples j of a network of (f(z_j),
+    f'(z_j) . (z - z_j)), so it is evaluated at all D neighbours of a draw without a further look at
+    f. a, b and the network are learned by the gradient of the variance; a = b = 0, as at first, is
+    score().
 
     Args:
-      network: [2] -> one number, a flax module or an (init, apply) pair. Default: `SurrogateNetwork`.
+      network: [2] -> one number, a flax module or an (init, apply) pair. Default:
+        `SurrogateNetwork`.
 
     Unbiased for: the gradient of the ELBO, in theta and phi, whatever the control's values.
-    Requires:     a Bernoulli family with logits; an integrand differentiable in z at its values; num_samples >= 2; a linear
-                  objective.
+    Requires:     a Bernoulli family with logits; an integrand differentiable in z at its values;
+                  num_samples >= 2; a linear objective.
     State:        none; {"baseline_scale", "score_scale", "network"} are in `control`.
-    Cost:         K evaluations of the integrand per datum and K derivatives in z; the network K^2 (D + 1) times.
+    Cost:         K evaluations of the integrand per datum and K derivatives in z; the network K^2
+                  (D + 1) times.
     """
-    net = as_network(SurrogateNetwork() if network is None else network, jax.ShapeDtypeStruct((2,), jnp.result_type(float)))
+    net = as_network(
+        SurrogateNetwork() if network is None else network,
+        jax.ShapeDtypeStruct((2,), jnp.result_type(float)),
+    )
 
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
         drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
@@ -53,14 +62,25 @@ def rodeo(network: Any = None) -> Rule:
 
     advice = "Write score(), local_expectation() or double_control_variates() instead."
     requires = Requirements(
-        paper="Shi et al. 2022", bernoulli=True, linear_objective=True, differentiates_z=True, min_samples=2, advice=advice
+        paper="Shi et al. 2022",
+        bernoulli=True,
+        linear_objective=True,
+        differentiates_z=True,
+        min_samples=2,
+        advice=advice,
     )
-    init = lambda key: {"baseline_scale": jnp.zeros(()), "score_scale": jnp.zeros(()), "network": net.init(key)}  # noqa: E731
+
+    def init(key):
+        zero = jnp.zeros(())
+        return {"baseline_scale": zero, "score_scale": zero, "network": net.init(key)}
+
     return rule("rodeo()", requires, surrogate, init=init)
 
 
 class SurrogateNetwork(linen.Module):
-    """(f(z_j), f'(z_j) . (z - z_j)) -> their sum, the Taylor expansion, plus one hidden layer that is silent at first."""
+    """(f(z_j), f'(z_j) . (z - z_j)) -> their sum, the Taylor expansion, plus one hidden layer that
+    is silent at first.
+    """
 
     width: int = 16
 
@@ -72,11 +92,16 @@ class SurrogateNetwork(linen.Module):
         return jnp.sum(inputs) + linen.Dense(1, kernel_init=linen.initializers.zeros)(hidden)[0]
 
 
-def leave_one_out_surrogates(surrogate, z: Array, values: Array, slopes: Array) -> tuple[Array, Array]:
-    """h_k at z_k [K] and at z_k with each coordinate flipped [K, D]; h_k is built from the samples other than k alone."""
+def leave_one_out_surrogates(
+    surrogate, z: Array, values: Array, slopes: Array
+) -> tuple[Array, Array]:
+    """h_k at z_k [K] and at z_k with each coordinate flipped [K, D]; h_k is built from the samples
+    other than k alone.
+    """
     num_samples = z.shape[0]
     away = jnp.einsum("kjd,jd->kj", z[:, None] - z[None, :], slopes)  # f'(z_j) . (z_k - z_j)
-    flip = slopes[None, :] * (1.0 - 2.0 * z)[:, None]  # [K, K, D] what flipping coordinate d of z_k adds to it
+    # [K, K, D] what flipping coordinate d of z_k adds to it
+    flip = slopes[None, :] * (1.0 - 2.0 * z)[:, None]
     both = jnp.concatenate([away[:, :, None], away[:, :, None] + flip], axis=2)  # [K, K, 1 + D]
     inputs = jnp.stack([jnp.broadcast_to(values[None, :, None], both.shape), both], axis=-1)
     h = jax.vmap(jax.vmap(jax.vmap(surrogate)))(inputs)
@@ -85,8 +110,12 @@ def leave_one_out_surrogates(surrogate, z: Array, values: Array, slopes: Array) 
     return h[:, 0], h[:, 1:]
 
 
-def gibbs_steps(logits: Array, z: Array, score: Array, at: Array, flipped: Array) -> tuple[Array, Array]:
-    """(A h)(z) [K] and (A [h s])(z) [K, D] from h at z [K] and at its neighbours [K, D]; s = z - p."""
+def gibbs_steps(
+    logits: Array, z: Array, score: Array, at: Array, flipped: Array
+) -> tuple[Array, Array]:
+    """(A h)(z) [K] and (A [h s])(z) [K, D] from h at z [K] and at its neighbours [K, D]; s = z
+    - p.
+    """
     sign = 1.0 - 2.0 * z
     chance = jax.nn.sigmoid(sign * logits[None]) / z.shape[1]  # of the flipped value, a D-th of it
     stein = jnp.sum(chance * (flipped - at[:, None]), axis=1)

@@ -11,27 +11,38 @@ from vijax.types import Array, Aux, Family, Integrand, PyTree, Requirements, Rul
 
 
 class Known(NamedTuple):
-    """What is known when credit is given."""
+    """What is known when credit is given.
+
+    Attributes:
+      samples: K draws
+      others: z of K more, independent of them
+      values: [K] the integrand at the samples
+      terms: its aux, leaves [K, ...]
+    """
 
     family: Family
     lam: PyTree
-    samples: Sample  # K draws
-    others: PyTree  # z of K more, independent of them
-    values: Array  # [K] the integrand at the samples
-    terms: PyTree  # its aux, leaves [K, ...]
+    samples: Sample
+    others: PyTree
+    values: Array
+    terms: PyTree
 
 
 class Credit(NamedTuple):
-    """How the part of the integrand that depends on one block is found."""
+    """How the part of the integrand that depends on one block is found.
+
+    Attributes:
+      signal: (block, integrand, known) -> [K]
+    """
 
     name: str
-    signal: Callable[[str, Integrand, Known], Array]  # (block, integrand, known) -> [K]
+    signal: Callable[[str, Integrand, Known], Array]
     evaluations: str
 
 
 def score_per_block(credit: Credit | None = None) -> Rule:
-    """Rao-Blackwellised score function: sum_b f_b(z) dlog q_b(z_b)/dlam_b, f_b the integrand less parts free of block b.
-    Ranganath et al. 2014, eq. 6; Schulman et al. 2015, section 4.
+    """Rao-Blackwellised score function: sum_b f_b(z) dlog q_b(z_b)/dlam_b, f_b the integrand less
+    parts free of block b. Ranganath et al. 2014, eq. 6; Schulman et al. 2015, section 4.
 
     Args:
       credit: `by_substitution()`, the default, or `by_terms(depends)`.
@@ -49,12 +60,16 @@ def score_per_block(credit: Credit | None = None) -> Rule:
         fixed = jax.lax.stop_gradient(lam)
         samples = draw(draw_key, family, fixed, num_samples)
         values, aux = evaluate(integrand, samples)
-        known = Known(family, fixed, samples, draw(other_key, family, fixed, num_samples).z, values, aux)
+        known = Known(
+            family, fixed, samples, draw(other_key, family, fixed, num_samples).z, values, aux
+        )
         total = jnp.mean(values)
         for block, part in family.blocks.items():
             signal = chosen.signal(block, integrand, known)
             log_q = jax.vmap(part.log_prob, in_axes=(None, 0))(lam[block], samples.z[block])
-            total = total + jnp.mean(jax.lax.stop_gradient(signal) * (log_q - jax.lax.stop_gradient(log_q)))
+            total = total + jnp.mean(
+                jax.lax.stop_gradient(signal) * (log_q - jax.lax.stop_gradient(log_q))
+            )
         return total, Aux((), mean_aux(aux))
 
     requires = Requirements(
@@ -68,7 +83,9 @@ def score_per_block(credit: Credit | None = None) -> Rule:
 
 
 def by_substitution() -> Credit:
-    """f(z) - f(z with the block drawn anew): every part that is free of the block cancels exactly, named or not."""
+    """f(z) - f(z with the block drawn anew): every part that is free of the block cancels exactly,
+    named or not.
+    """
 
     def signal(block: str, integrand: Integrand, known: Known) -> Array:
         z = {**known.samples.z, block: known.others[block]}
@@ -79,19 +96,23 @@ def by_substitution() -> Credit:
 
 
 def by_terms(depends: Mapping[str, tuple[str, ...]]) -> Credit:
-    """The sum of the terms named for the block, less the block's own log q; with K >= 2, less the other samples' mean of that.
+    """The sum of the terms named for the block, less the block's own log q; with K >= 2, less the
+    other samples' mean of that.
 
-    A model says its terms by returning a dict of them, whose sum it is, in place of a number: from `log_joint` or `log_local`
-    for blocks of a local latent, from `log_prior` and `log_lik` for blocks of a global one (a term of log_lik is then the sum
-    over the data). Terms that depend on both levels of a hierarchical model belong to its local latent alone.
+    A model says its terms by returning a dict of them, whose sum it is, in place of a number: from
+    `log_joint` or `log_local` for blocks of a local latent, from `log_prior` and `log_lik` for
+    blocks of a global one (a term of log_lik is then the sum over the data). Terms that depend on
+    both levels of a hierarchical model belong to its local latent alone.
 
         def log_joint(theta, z, x):
             return {"prior_a": ..., "prior_b": ..., "likelihood": ...}
 
-        rules.score_per_block(rules.by_terms({"a": ("prior_a", "likelihood"), "b": ("prior_b", "likelihood")}))
+    rules.score_per_block(rules.by_terms({"a": ("prior_a", "likelihood"), "b": ("prior_b",
+    "likelihood")}))
 
-    With the rule used bare, the integrand returns (value, terms), value = sum of terms - log_q. A term left out for a block on
-    which it depends biases that block's gradient, and nothing here can tell.
+    With the rule used bare, the integrand returns (value, terms), value = sum of terms - log_q. A
+    term left out for a block on which it depends biases that block's gradient, and nothing here can
+    tell.
 
     Args:
       depends: block -> the names of all terms that depend on it.
@@ -111,11 +132,15 @@ def by_terms(depends: Mapping[str, tuple[str, ...]]) -> Credit:
 def _check_terms(depends: Mapping[str, tuple[str, ...]], family: Family, terms: PyTree) -> None:
     blocks = sorted(family.blocks or ())
     if sorted(depends) != blocks:
-        raise ValueError(f"by_terms: depends has entries {sorted(depends)}, but {family.name} has blocks {blocks}.")
+        raise ValueError(
+            f"by_terms: depends has entries {sorted(depends)}, but {family.name} has blocks "
+            f"{blocks}."
+        )
     known = set(terms) if isinstance(terms, Mapping) else set()
     missing = {name for names in depends.values() for name in names} - known
     if missing:
         raise ValueError(
-            f"by_terms: terms {sorted(missing)} are not among those of the log-joint, {sorted(known)}. Return a dict "
+            f"by_terms: terms {sorted(missing)} are not among those of the log-joint, "
+            f"{sorted(known)}. Return a dict "
             "{name: term} from it (see by_terms), or write score_per_block(by_substitution())."
         )

@@ -4,36 +4,52 @@ import jax
 import jax.numpy as jnp
 
 from vijax.rules.base import check_requirements, evaluate_at, rule
-from vijax.rules.without_replacement import check_distinct, draw_distinct, weighed_support, weighted_aux
+from vijax.rules.without_replacement import (
+    check_distinct,
+    draw_distinct,
+    weighed_support,
+    weighted_aux,
+)
 from vijax.types import Array, Aux, Family, Objective, Requirements, Rule
 
 
 def sum_and_sample(num_summed: int, *, stochastic: bool = False, baseline: bool = True) -> Rule:
-    """sum_{z in A} q(z) f(z) + q(not A) mean_k f(z_k), z_k drawn from q outside A. A: the most probable values of z.
+    """sum_{z in A} q(z) f(z) + q(not A) mean_k f(z_k), z_k drawn from q outside A. A: the most
+    probable values of z.
 
-    Liu et al. 2019, eq. 8. Any finite support will do; a vector of sites is one variable with as many values as it has points.
+    Liu et al. 2019, eq. 8. Any finite support will do; a vector of sites is one variable with as
+    many values as it has points.
 
     Args:
       num_summed: size of A, at least 1.
-      stochastic: draw A without replacement instead of taking the most probable; with one sample of the rest this is
-        stochastic sum-and-sample, Kool et al. 2020, eq. 9.
-      baseline: subtract the estimate of E[f] (from a draw of the rest: the estimate of the other draws), which needs
-        num_samples >= 2 and no evaluation more; the gradient is then blind to f -> f + constant.
+      stochastic: draw A without replacement instead of taking the most probable; with one sample of
+        the rest this is stochastic sum-and-sample, Kool et al. 2020, eq. 9.
+      baseline: subtract the estimate of E[f] (from a draw of the rest: the estimate of the other
+        draws), which needs num_samples >= 2 and no evaluation more; the gradient is then blind to f
+        -> f + constant.
 
-    Unbiased for: the gradient of the ELBO, in theta and phi; exact, without variance, if A is the whole support.
-    Requires:     a support of at most 65,536 points; a linear objective. num_samples draws of the rest.
+    Unbiased for: the gradient of the ELBO, in theta and phi; exact, without variance, if A is the
+                  whole support.
+    Requires:     a support of at most 65,536 points; a linear objective. num_samples draws of the
+                  rest.
     State:        none.
     Cost:         num_summed + K evaluations of the integrand per datum, no derivative in z.
     """
     if not isinstance(num_summed, int) or num_summed < 1:
-        raise ValueError(f"sum_and_sample(num_summed={num_summed!r}): give an int of at least 1; score() sums none.")
+        raise ValueError(
+            f"sum_and_sample(num_summed={num_summed!r}): give an int of at least 1; score() sums "
+            f"none."
+        )
     settings = ", stochastic=True" * stochastic + ", baseline=False" * (not baseline)
     name = f"sum_and_sample({num_summed}{settings})"
     requires = Requirements(
-        finite_support=True, linear_objective=True, min_samples=2 if baseline else 1, evaluations=f"{num_summed} + K",
+        finite_support=True,
+        linear_objective=True,
+        min_samples=2 if baseline else 1,
+        evaluations=f"{num_summed} + K",
         paper="Kool et al. 2020" if stochastic else "Liu et al. 2019",
         advice="Write score() instead, or baseline=False for one sample.",
-    )  # fmt: skip
+    )
 
     def check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
         check_requirements(name, requires, family, objective, num_samples, prior)
@@ -44,23 +60,40 @@ def sum_and_sample(num_summed: int, *, stochastic: bool = False, baseline: bool 
         set_key, rest_key = jax.random.split(noise_key)
         support, log_q = weighed_support(family, lam)
         log_probs = jax.lax.stop_gradient(log_q)
-        summed = draw_distinct(set_key, log_probs, num_summed)[1] if stochastic else jax.lax.top_k(log_probs, num_summed)[1]
+        summed = (
+            draw_distinct(set_key, log_probs, num_summed)[1]
+            if stochastic
+            else jax.lax.top_k(log_probs, num_summed)[1]
+        )
         rest = log_probs.at[summed].set(-jnp.inf)
-        rest_prob = jnp.exp(jax.nn.logsumexp(rest))  # exactly 0 if nothing is left: then the draws below count for nothing
-        chosen = jnp.concatenate([summed, jax.random.categorical(rest_key, rest, shape=(num_samples,))])
-        values, aux = evaluate_at(integrand, family, lam, jax.tree.map(lambda leaf: leaf[chosen], support), inner_key)
-        weights = jnp.concatenate([jnp.exp(log_probs[summed]), jnp.full(num_samples, rest_prob / num_samples)])
+        # Exactly 0 if nothing is left: then the draws below count for nothing
+        rest_prob = jnp.exp(jax.nn.logsumexp(rest))
+        chosen = jnp.concatenate(
+            [summed, jax.random.categorical(rest_key, rest, shape=(num_samples,))]
+        )
+        values, aux = evaluate_at(
+            integrand, family, lam, jax.tree.map(lambda leaf: leaf[chosen], support), inner_key
+        )
+        weights = jnp.concatenate(
+            [jnp.exp(log_probs[summed]), jnp.full(num_samples, rest_prob / num_samples)]
+        )
         stopped = jax.lax.stop_gradient(values)
-        signal = weights * (stopped - (estimates(stopped, weights, num_summed) if baseline else 0.0))
+        signal = weights * (
+            stopped - (estimates(stopped, weights, num_summed) if baseline else 0.0)
+        )
         chosen_log_q = log_q[chosen]
-        total = jnp.vdot(weights, values) + jnp.vdot(signal, chosen_log_q - jax.lax.stop_gradient(chosen_log_q))
+        total = jnp.vdot(weights, values) + jnp.vdot(
+            signal, chosen_log_q - jax.lax.stop_gradient(chosen_log_q)
+        )
         return total, Aux((), weighted_aux(weights, aux))
 
     return rule(name, requires, surrogate, check=check)
 
 
 def estimates(values: Array, weights: Array, num_summed: int) -> Array:
-    """[A + K] estimates of E[f] that are independent of each drawn value: the whole one, and those without one draw."""
+    """[A + K] estimates of E[f] that are independent of each drawn value: the whole one, and those
+    without one draw.
+    """
     num_drawn = values.shape[0] - num_summed
     whole = jnp.vdot(weights, values)
     drawn, rest_prob = values[num_summed:], num_drawn * weights[num_summed]

@@ -1,7 +1,8 @@
-"""K different values of z, drawn without replacement by Gumbel-top-k: no evaluation is spent twice on one value.
+"""K different values of z, drawn without replacement by Gumbel-top-k: no evaluation is spent twice
+on one value.
 
-Any finite support will do; a vector of sites is one variable with as many values as it has points. The estimators differ in
-how the values drawn are weighted and which baseline the others give.
+Any finite support will do; a vector of sites is one variable with as many values as it has points.
+The estimators differ in how the values drawn are weighted and which baseline the others give.
 """
 
 from collections.abc import Callable
@@ -18,19 +19,31 @@ MAX_UNORDERED = 12
 
 
 class Drawn(NamedTuple):
-    """What K draws without replacement leave to be weighted."""
+    """What K draws without replacement leave to be weighted.
 
-    log_probs: Array  # [K] of the values drawn, in the order of drawing
-    log_rest: Array  # [] log probability of all values not drawn
-    threshold: Array  # [] the largest perturbed log probability among those not drawn
+    Attributes:
+      log_probs: [K] of the values drawn, in the order of drawing
+      log_rest: [] log probability of all values not drawn
+      threshold: [] the largest perturbed log probability among those not drawn
+    """
+
+    log_probs: Array
+    log_rest: Array
+    threshold: Array
 
 
 class Weights(NamedTuple):
-    """The estimate is value . f, its gradient sum_s score_s (f_s - sum_t baseline_st f_t) dlog q_s."""
+    """The estimate is value . f, its gradient sum_s score_s (f_s - sum_t baseline_st f_t) dlog q_s.
 
-    value: Array  # [K]
-    score: Array  # [K]
-    baseline: Array  # [K, K]
+    Attributes:
+      value: [K]
+      score: [K]
+      baseline: [K, K]
+    """
+
+    value: Array
+    score: Array
+    baseline: Array
 
 
 Weighting = Callable[[Drawn], Weights]
@@ -40,13 +53,16 @@ def unordered_set(*, baseline: bool = True) -> Rule:
     """Mean over the orders in which the set could have been drawn. Kool et al. 2020, eq. 12 and 17.
 
     Args:
-      baseline: use the other values as a baseline, which needs K >= 2 and makes the gradient blind to f -> f + constant.
-        Without it K = 1 is REINFORCE.
+      baseline: use the other values as a baseline, which needs K >= 2 and makes the gradient blind
+        to f -> f + constant. Without it K = 1 is REINFORCE.
 
-    Unbiased for: the gradient of the ELBO, in theta and phi; exact, without variance, if K is the size of the support.
-    Requires:     a support of at most 65,536 points; a linear objective; K <= 12 (all subsets are visited).
+    Unbiased for: the gradient of the ELBO, in theta and phi; exact, without variance, if K is the
+                  size of the support.
+    Requires:     a support of at most 65,536 points; a linear objective; K <= 12 (all subsets are
+                  visited).
     State:        none.
-    Cost:         K evaluations of the integrand per datum at different z, no derivative in z; K 2^K scalars.
+    Cost:         K evaluations of the integrand per datum at different z, no derivative in z; K 2^K
+                  scalars.
     """
 
     def weigh(drawn: Drawn) -> Weights:
@@ -57,18 +73,26 @@ def unordered_set(*, baseline: bool = True) -> Rule:
 
     name = "unordered_set()" if baseline else "unordered_set(baseline=False)"
     return _without_replacement(
-        name, weigh, min_samples=2 if baseline else 1, max_samples=MAX_UNORDERED, unbiased=True, paper="Kool et al. 2020"
+        name,
+        weigh,
+        min_samples=2 if baseline else 1,
+        max_samples=MAX_UNORDERED,
+        unbiased=True,
+        paper="Kool et al. 2020",
     )
 
 
 def importance_without_replacement(*, baseline: bool = True, normalized: bool = False) -> Rule:
-    """Weights q_s / P(s drawn | threshold), the threshold that of the first value not drawn. Kool et al. 2019, eq. 9-15.
+    """Weights q_s / P(s drawn | threshold), the threshold that of the first value not drawn. Kool
+    et al. 2019, eq. 9-15.
 
     Args:
       baseline: use the other values as a baseline, which needs K >= 2.
-      normalized: Biased. Divide by the sum of the weights; a lower variance, and exact only where K is the support's size.
+      normalized: Biased. Divide by the sum of the weights; a lower variance, and exact only where K
+        is the support's size.
 
-    Unbiased for: the gradient of the ELBO, in theta and phi, unless normalized; heavy-tailed weights.
+    Unbiased for: the gradient of the ELBO, in theta and phi, unless normalized; heavy-tailed
+                  weights.
     Requires:     a support of at most 65,536 points; a linear objective.
     State:        none.
     Cost:         K evaluations of the integrand per datum at different z, no derivative in z.
@@ -78,35 +102,55 @@ def importance_without_replacement(*, baseline: bool = True, normalized: bool = 
         probs = jnp.exp(drawn.log_probs)
         weights = jnp.exp(drawn.log_probs - log_inclusion(drawn.log_probs - drawn.threshold))
         total = jnp.sum(weights)
-        # With one's own entry at its probability instead of its weight, the baseline is uncorrelated with the score.
+        # With one's own entry at its probability instead of its weight, the baseline is
+        # uncorrelated with the score.
         others = jnp.where(jnp.eye(weights.shape[0], dtype=bool), probs[:, None], weights[None, :])
         if normalized:
-            others, score = jnp.broadcast_to(weights / total, others.shape), weights / (total - weights + probs)
+            others, score = (
+                jnp.broadcast_to(weights / total, others.shape),
+                weights / (total - weights + probs),
+            )
             return Weights(weights / total, score, others if baseline else jnp.zeros_like(others))
         return Weights(weights, weights, others if baseline else jnp.zeros_like(others))
 
     settings = ", ".join(["baseline=False"] * (not baseline) + ["normalized=True"] * normalized)
     return _without_replacement(
-        f"importance_without_replacement({settings})", weigh, min_samples=2 if baseline else 1, max_samples=None,
-        unbiased=not normalized, paper="Kool et al. 2019",
-    )  # fmt: skip
+        f"importance_without_replacement({settings})",
+        weigh,
+        min_samples=2 if baseline else 1,
+        max_samples=None,
+        unbiased=not normalized,
+        paper="Kool et al. 2019",
+    )
 
 
 def _without_replacement(
-    name: str, weigh: Weighting, *, min_samples: int, max_samples: int | None, unbiased: bool, paper: str
+    name: str,
+    weigh: Weighting,
+    *,
+    min_samples: int,
+    max_samples: int | None,
+    unbiased: bool,
+    paper: str,
 ) -> Rule:
     requires = Requirements(
-        finite_support=True, linear_objective=True, min_samples=min_samples, unbiased=unbiased, paper=paper,
+        finite_support=True,
+        linear_objective=True,
+        min_samples=min_samples,
+        unbiased=unbiased,
+        paper=paper,
         advice="Write score() instead, or baseline=False for one sample.",
-    )  # fmt: skip
+    )
 
     def check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
         check_requirements(name, requires, family, objective, num_samples, prior)
         check_distinct(name, family, num_samples)
         if max_samples is not None and num_samples > max_samples:
             raise ValueError(
-                f"{name} on {family.name}: num_samples={num_samples} would visit 2^{num_samples} subsets; at most "
-                f"{max_samples} samples are allowed. Write importance_without_replacement(), whose cost is linear in K."
+                f"{name} on {family.name}: num_samples={num_samples} would visit 2^{num_samples} "
+                f"subsets; at most "
+                f"{max_samples} samples are allowed. Write importance_without_replacement(), "
+                f"whose cost is linear in K."
             )
 
     def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
@@ -114,11 +158,15 @@ def _without_replacement(
         support, log_q = weighed_support(family, lam)
         drawn, chosen = draw_distinct(noise_key, jax.lax.stop_gradient(log_q), num_samples)
         weights = jax.tree.map(jax.lax.stop_gradient, weigh(drawn))
-        values, aux = evaluate_at(integrand, family, lam, jax.tree.map(lambda leaf: leaf[chosen], support), inner_key)
+        values, aux = evaluate_at(
+            integrand, family, lam, jax.tree.map(lambda leaf: leaf[chosen], support), inner_key
+        )
         stopped = jax.lax.stop_gradient(values)
         signal = weights.score * (stopped - weights.baseline @ stopped)
         chosen_log_q = log_q[chosen]
-        total = jnp.vdot(weights.value, values) + jnp.vdot(signal, chosen_log_q - jax.lax.stop_gradient(chosen_log_q))
+        total = jnp.vdot(weights.value, values) + jnp.vdot(
+            signal, chosen_log_q - jax.lax.stop_gradient(chosen_log_q)
+        )
         return total, Aux((), weighted_aux(weights.value, aux))
 
     return rule(name, requires, surrogate, check=check)
@@ -128,7 +176,8 @@ def check_distinct(name: str, family: Family, num_distinct: int) -> None:
     """Refuse to draw more different values than there are."""
     if family.support_size is not None and num_distinct > family.support_size:
         raise ValueError(
-            f"{name} on {family.name}: {num_distinct} different values are wanted, but the support has {family.support_size}. "
+            f"{name} on {family.name}: {num_distinct} different values are wanted, but the "
+            f"support has {family.support_size}. "
             "Write enumerated(), which is exact and costs as much."
         )
 
@@ -140,42 +189,60 @@ def weighed_support(family: Family, lam: PyTree) -> tuple[PyTree, Array]:
 
 
 def weighted_aux(weights: Array, aux: PyTree) -> PyTree:
-    """The integrand's aux, leaves [K, ...], summed with these weights [K]; no derivative flows through it."""
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(jnp.tensordot(weights, leaf, axes=1)), aux)
+    """The integrand's aux, leaves [K, ...], summed with these weights [K]; no derivative flows
+    through it.
+    """
+    return jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(jnp.tensordot(weights, leaf, axes=1)), aux
+    )
 
 
 def draw_distinct(key: jax.Array, log_probs: Array, num_distinct: int) -> tuple[Drawn, Array]:
-    """Draw different indices one after the other, each from what is left: (what they are like, indices [K]).
+    """Draw different indices one after the other, each from what is left: (what they are like,
+    indices [K]).
 
     All at once by the largest Gumbel-perturbed log probabilities. Vieira 2014; Kool et al. 2019.
     """
     perturbed = log_probs + jax.random.gumbel(key, log_probs.shape)
     largest, index = jax.lax.top_k(perturbed, min(num_distinct + 1, log_probs.shape[0]))
     chosen = index[:num_distinct]
-    threshold = largest[num_distinct] if num_distinct < log_probs.shape[0] else jnp.asarray(-jnp.inf, log_probs.dtype)
+    threshold = (
+        largest[num_distinct]
+        if num_distinct < log_probs.shape[0]
+        else jnp.asarray(-jnp.inf, log_probs.dtype)
+    )
     log_rest = jax.nn.logsumexp(log_probs.at[chosen].set(-jnp.inf))
     return Drawn(log_probs[chosen], log_rest, threshold), chosen
 
 
 def log_inclusion(excess: Array) -> Array:
-    """Log P(perturbed log probability > threshold) = log(1 - exp(-exp(excess))), `excess` that minus the threshold."""
+    """Log P(perturbed log probability > threshold) = log(1 - exp(-exp(excess))), `excess` that
+    minus the threshold.
+    """
     rare = jnp.minimum(excess, -10.0)
     usual = jnp.maximum(excess, -10.0)
-    return jnp.where(excess < -10.0, rare - 0.5 * jnp.exp(rare), jnp.log(-jnp.expm1(-jnp.exp(usual))))
+    return jnp.where(
+        excess < -10.0, rare - 0.5 * jnp.exp(rare), jnp.log(-jnp.expm1(-jnp.exp(usual)))
+    )
 
 
 def leave_out(drawn: Drawn) -> tuple[Array, Array, Array]:
-    """Log probability that U is drawn before all outside S, for U = S [], S minus one [K] and S minus two [K, K] values.
+    """Log probability that U is drawn before all outside S, for U = S [], S minus one [K] and S
+    minus two [K, K] values.
 
-    With clocks at rates q: U rings before the rest r does. The first to ring is some u of U, so P(U) = sum_u q_u / (q(U) + r)
-    P(U - u), P({}) = 1: one pass over all subsets, every term positive. P(S - s) / P(S) is Kool's leave-one-out ratio R(S, s).
+    With clocks at rates q: U rings before the rest r does. The first to ring is some u of U, so
+    P(U) = sum_u q_u / (q(U) + r) P(U - u), P({}) = 1: one pass over all subsets, every term
+    positive. P(S - s) / P(S) is Kool's leave-one-out ratio R(S, s).
     """
     size = drawn.log_probs.shape[0]
     members = (np.arange(2**size)[:, None] >> np.arange(size)) & 1 == 1  # [2^K, K]
-    smaller = np.where(members, np.arange(2**size)[:, None] & ~(1 << np.arange(size)), 0)  # the subset without the member
+    # The subset without the member
+    smaller = np.where(members, np.arange(2**size)[:, None] & ~(1 << np.arange(size)), 0)
     mass = jax.nn.logsumexp(jnp.where(members, drawn.log_probs[None, :], -jnp.inf), axis=-1)
     rate = jnp.logaddexp(mass, drawn.log_rest)
-    first = jnp.where(members, drawn.log_probs[None, :] - rate[:, None], -jnp.inf).at[0].set(-jnp.inf)
+    first = (
+        jnp.where(members, drawn.log_probs[None, :] - rate[:, None], -jnp.inf).at[0].set(-jnp.inf)
+    )
     empty = jnp.where(np.arange(2**size) == 0, 0.0, -jnp.inf).astype(drawn.log_probs.dtype)
 
     def grow(_, log_prob: Array) -> Array:
