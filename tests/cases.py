@@ -1,5 +1,5 @@
-"""The table of cases. A new family, rule, objective or model is one line in `CASES` and inherits
-every property test.
+"""The table of estimators: a problem, rules, an objective and a number of samples make one line in
+`CASES`, which every property test of estimators goes through. `registry.py` has the other tables.
 
 The faults below it are what each property test must catch.
 """
@@ -13,6 +13,7 @@ import problems
 
 import vijax as vj
 from vijax.baselines import Baseline, learned, leave_one_out, moving_average, none
+from vijax.families import log_probs
 from vijax.objectives import elbo, iwae, renyi
 from vijax.rules import (
     closed_form_entropy,
@@ -26,7 +27,7 @@ from vijax.rules import (
 
 
 class Case(NamedTuple):
-    """Fields.
+    """One estimator on one problem.
 
     Attributes:
       problem: () -> problems.Problem
@@ -65,11 +66,10 @@ def _label(thing) -> str:
         return "+".join(f"{name}:{_label(part)}" for name, part in thing.items())
     if isinstance(thing, vj.Rule):
         return thing.name.replace("()", "")
-    return next((name for name, known in OBJECTIVES.items() if known is thing), "renyi")
+    return thing.name
 
 
-OBJECTIVES = {"elbo": elbo, "iwae": iwae, "renyi(0.5)": renyi(0.5), "renyi(2)": renyi(2.0)}
-HALF, TWO = OBJECTIVES["renyi(0.5)"], OBJECTIVES["renyi(2)"]
+HALF, TWO = renyi(0.5), renyi(2.0)
 ALL = tuple(range(problems.N))
 
 P, DREG, ENUM = pathwise(), doubly_reparameterized(), enumerated()
@@ -148,7 +148,7 @@ CASES = [
 
 
 class Built(NamedTuple):
-    """Fields.
+    """A case's estimator and where to look at it.
 
     Attributes:
       params: away from every special point
@@ -213,9 +213,9 @@ def dropped_direct() -> vj.Rule:
     """
     right = score(leave_one_out())
 
-    def surrogate(key, family, lam, integrand, **settings):
+    def surrogate(key, q, integrand, setting):
         stopped = lambda s: integrand(s._replace(log_q=jax.lax.stop_gradient(s.log_q)))  # noqa: E731
-        return right.surrogate(key, family, lam, stopped, **settings)
+        return right.surrogate(key, q, stopped, setting)
 
     return rule("dropped_direct", right.requires, surrogate)
 
@@ -225,12 +225,11 @@ def path_for_iwae() -> vj.Rule:
     2019).
     """
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = vj.rules.draw(key, family, lam, num_samples)
-        log_q = jax.vmap(family.log_prob, (None, 0))(jax.lax.stop_gradient(lam), drawn.z)
-        return objective(
-            vj.rules.evaluate(integrand, drawn._replace(log_q=log_q))[0]
-        ), vj.types.Aux((), ())
+    def surrogate(key, q, integrand, setting):
+        drawn = vj.rules.draw(key, q, setting.num_samples)
+        log_q = log_probs(q.family, jax.lax.stop_gradient(q.lam), drawn.z)
+        log_w, _ = vj.rules.evaluate(integrand, drawn._replace(log_q=log_q))
+        return setting.objective.value(log_w), vj.Aux((), ())
 
     return rule("path_for_iwae", DREG.requires, surrogate)
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from checks import FAST_COMPILE
 
+import vijax as vj
 from vijax import families
+from vijax.families import BernoulliSites, FiniteSupport, log_probs, need
 from vijax.objectives import elbo
 from vijax.rules import coupled
 
@@ -38,6 +40,11 @@ def affine(theta, z):
     return 1.7 + jnp.vdot(theta[: z.shape[-1]], z)
 
 
+def support_of(family):
+    """Every value of z [S, ...]."""
+    return need(family, FiniteSupport).values()
+
+
 def one_draw(
     rule,
     family,
@@ -59,11 +66,12 @@ def one_draw(
         def integrand(s):
             return f(theta, s.z) - (s.log_q if density else 0.0)
 
-        return rule.surrogate(
+        return vj.expect(
             key,
             fixed,
             {"logits": logits},
             integrand,
+            rule=rule,
             objective=objective,
             num_samples=num_samples,
             control=control,
@@ -81,11 +89,13 @@ def exact_gradient(
     """
 
     def expectation(theta, logits):
-        z = family.support()
-        log_q = jax.vmap(family.log_prob, in_axes=(None, 0))({"logits": logits}, z)
+        z = support_of(family)
+        log_q = log_probs(family, {"logits": logits}, z)
         log_w = jax.vmap(lambda z: f(theta, z))(z) - (log_q if density else 0.0)
         states = np.array(list(itertools.product(range(z.shape[0]), repeat=num_samples)))
-        return jnp.sum(jnp.exp(jnp.sum(log_q[states], axis=1)) * jax.vmap(objective)(log_w[states]))
+        return jnp.sum(
+            jnp.exp(jnp.sum(log_q[states], axis=1)) * jax.vmap(objective.value)(log_w[states])
+        )
 
     return jax.grad(expectation, argnums=(0, 1))(theta, logits)
 
@@ -116,10 +126,14 @@ def states_noise(family, num_samples):
     """The family's noise that leads to each K-tuple of states [S^K, K, D], and the states' indices
     [S^K, K].
     """
-    z = np.asarray(family.support())
+    z = np.asarray(support_of(family))
     index = np.array(list(itertools.product(range(len(z)), repeat=num_samples)))
-    noise = 1.0 - z if family.bernoulli_logits is not None else 1e3 * z
-    return noise[index], index
+    return noise_of(family, z)[index], index
+
+
+def noise_of(family, z):
+    """Noise whose transport is the state z, whatever the logits here are."""
+    return 1.0 - z if family.traits.get(BernoulliSites) is not None else 1e3 * z
 
 
 def enumerated_moments(rule, family, logits, *, num_samples=1, **settings):
@@ -130,7 +144,7 @@ def enumerated_moments(rule, family, logits, *, num_samples=1, **settings):
     control, key = perturbed(rule), jax.random.key(0)
 
     def moments(logits):
-        log_q = jax.vmap(family.log_prob, in_axes=(None, 0))({"logits": logits}, family.support())
+        log_q = log_probs(family, {"logits": logits}, support_of(family))
         weights = jnp.exp(jnp.sum(log_q[index], axis=1))
 
         def at(noise):

@@ -12,6 +12,8 @@ import numpy as np
 from problems import N, Problem
 
 import vijax as vj
+from vijax.families import Blocks, FiniteSupport, log_probs, transports
+from vijax.rows import gather
 
 
 class Grid(NamedTuple):
@@ -83,16 +85,14 @@ def quadrature(family: vj.Family, lam, nodes: int | Grid):
       nodes: Gauss-Hermite points per dimension, moved to q by its sampler; or a grid, weighted by
         q's density.
     """
-    if family.support is not None:
-        z = family.support()
-        return z, jnp.exp(jax.vmap(family.log_prob, (None, 0))(lam, z))
-    if family.blocks is not None:
+    if finite := family.traits.get(FiniteSupport):
+        z = finite.values()
+        return z, jnp.exp(log_probs(family, lam, z))
+    if blocks := family.traits.get(Blocks):
         # The nodes of the blocks so far; each grows a grid of the next block
         z, weights = {}, jnp.ones(1)
-        for name, block in family.blocks.items():
-            place = jax.vmap(
-                lambda z, name=name: family.block_lam(name, lam, z), axis_size=len(weights)
-            )
+        for name, block in blocks.families.items():
+            place = jax.vmap(lambda z, name=name: blocks.lam(name, lam, z), axis_size=len(weights))
             next_z, next_weights = jax.vmap(
                 lambda part, block=block: quadrature(block, part, nodes)
             )(place(z))
@@ -103,13 +103,11 @@ def quadrature(family: vj.Family, lam, nodes: int | Grid):
         return z, weights
     if isinstance(nodes, Grid):
         z = jnp.asarray(nodes.z, jnp.result_type(float))
-        return z, jnp.asarray(nodes.measure, z.dtype) * jnp.exp(
-            jax.vmap(family.log_prob, (None, 0))(lam, z)
-        )
+        return z, jnp.asarray(nodes.measure, z.dtype) * jnp.exp(log_probs(family, lam, z))
     dim = jax.eval_shape(lambda: family.noise(jax.random.key(0), 1)).shape[1]
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     noise = jnp.asarray(list(itertools.product(points, repeat=dim)))
-    z, _ = jax.vmap(family.transport, (None, 0))(lam, noise)
+    z, _ = transports(family, lam, noise)
     return z, jnp.asarray(
         np.prod(list(itertools.product(weights / weights.sum(), repeat=dim)), axis=1)
     )
@@ -119,10 +117,10 @@ def expectation(objective, num_samples, weights, log_w):
     """Exact E[objective(log_w of K independent draws)] from the values [M] at quadrature points
     with weights [M].
     """
-    if objective is vj.objectives.elbo or num_samples == 1:
+    if objective.linear:
         return jnp.vdot(weights, log_w)
     tuples = np.indices((len(weights),) * num_samples).reshape(num_samples, -1).T
-    return jnp.vdot(jnp.prod(weights[tuples], axis=1), jax.vmap(objective)(log_w[tuples]))
+    return jnp.vdot(jnp.prod(weights[tuples], axis=1), jax.vmap(objective.value)(log_w[tuples]))
 
 
 def exact_loss(
@@ -136,14 +134,12 @@ def exact_loss(
       num_samples: K of that objective.
     """
     model, guide, nodes = problem.model, problem.guide, problem.nodes
+    family_w, family_z = guide.families.get("w"), guide.families.get("z")
 
     def local_values(params, w, index, x, nodes=nodes):
-        phi = jax.tree.map(
-            lambda table, leaf: leaf[index] if table else leaf, guide.tables(params.phi), params.phi
-        )
-        lam = guide.locate_z(phi, x)
-        z, weights = quadrature(guide.family_z, lam, nodes)
-        log_q = jax.vmap(guide.family_z.log_prob, (None, 0))(lam, z)
+        lam = guide.at(gather(guide.is_table(params.phi), params.phi, index), x)
+        z, weights = quadrature(family_z, lam, nodes)
+        log_q = log_probs(family_z, lam, z)
         return jax.vmap(lambda z: model.log_local(params.theta, w, z, x))(z) - log_q, weights
 
     def outer(params, batch, lam, objective_z, samples_z):
@@ -151,22 +147,22 @@ def exact_loss(
 
         def at(w):
             def local(index, x):
-                if guide.family_z is None:
+                if family_z is None:
                     return model.log_local(params.theta, w, None, x)
                 values, weights = local_values(params, w, index, x)
                 return expectation(objective_z, samples_z, weights, values)
 
             total = jnp.sum(jax.vmap(local)(batch.index, batch.x)) * N / len(batch.index)
-            return model.log_prior(params.theta, w) + total - guide.family_w.log_prob(lam, w)
+            return model.log_prior(params.theta, w) + total - family_w.log_prob(lam, w)
 
-        w, weights = quadrature(guide.family_w, lam, nodes)
+        w, weights = quadrature(family_w, lam, nodes)
         return jax.vmap(at)(w), weights
 
     def joint(params, batch, lam):
         """The same with every datum's z joined to w: [M_w M_z^N] values (a coarser grid), for
         objectives of joint samples.
         """
-        w, weights = quadrature(guide.family_w, lam, nodes)
+        w, weights = quadrature(family_w, lam, nodes)
 
         def at(w):
             values, probs = jax.vmap(
@@ -177,13 +173,13 @@ def exact_loss(
             prob = jnp.prod(
                 jnp.stack([probs[i][grid.ravel()] for i, grid in enumerate(grids)]), axis=0
             )
-            return model.log_prior(params.theta, w) + total - guide.family_w.log_prob(lam, w), prob
+            return model.log_prior(params.theta, w) + total - family_w.log_prob(lam, w), prob
 
         values, probs = jax.vmap(at)(w)
         return values.ravel(), (probs * weights[:, None]).ravel()
 
     def loss(params, batch):
-        if guide.family_w is None:
+        if family_w is None:
             terms = [
                 expectation(
                     objective,
@@ -193,11 +189,11 @@ def exact_loss(
                 for i in range(len(batch.index))
             ]
             return -sum(terms) * N / len(batch.index)
-        lam = guide.locate_w(params.phi)
+        lam = guide.global_lam(params.phi)
         objectives = (
             objective if isinstance(objective, dict) else {"w": objective, "z": vj.objectives.elbo}
         )
-        if guide.family_z is not None and objectives["w"] is not vj.objectives.elbo:
+        if family_z is not None and not objectives["w"].linear:
             values, weights = joint(params, batch, lam)
         else:
             values, weights = outer(params, batch, lam, objectives["z"], num_samples)

@@ -11,6 +11,7 @@ import oracles
 
 import vijax as vj
 from vijax import families, models
+from vijax.families import FiniteSupport, log_probs, transports
 
 
 class Exact(NamedTuple):
@@ -151,16 +152,16 @@ def support_and_probs(family, lam):
     """Points and weights at which E_q of the log weights is exact: the support, or Gauss-Hermite
     nodes moved to q.
     """
-    if family.support is not None:
-        z = family.support()
-        return z, jnp.exp(jax.vmap(family.log_prob, (None, 0))(lam, z))
+    if finite := family.traits.get(FiniteSupport):
+        z = finite.values()
+        return z, jnp.exp(log_probs(family, lam, z))
     # The log weight is quadratic in z: three nodes per dimension are exact.
     nodes, weights = oracles.gauss_hermite(families.z_like(family).shape[0], 3)
-    z, _ = jax.vmap(family.transport, (None, 0))(lam, jnp.asarray(nodes))
+    z, _ = transports(family, lam, jnp.asarray(nodes))
     return z, jnp.asarray(weights)
 
 
 def exact_elbo(exact, lam):
     z, weights = support_and_probs(exact.family, lam)
-    log_w = jax.vmap(exact.log_joint)(z) - jax.vmap(exact.family.log_prob, (None, 0))(lam, z)
+    log_w = jax.vmap(exact.log_joint)(z) - log_probs(exact.family, lam, z)
     return jnp.vdot(weights, log_w)

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 from checks import FAST_COMPILE, assert_close
 from exact import expectation, quadrature
-from matrix_fixtures import FIXTURES
+from registry import FAMILIES, RULES
 
+import vijax as vj
 from vijax import rules
-from vijax.catalogue import CATALOGUE, OBJECTIVE_OF
-from vijax.objectives import elbo, is_linear, iwae, renyi
+from vijax.catalogue import OBJECTIVE_OF
+from vijax.families import Blocks, log_probs, need
+from vijax.objectives import elbo, iwae, renyi
 
 NUM_DRAWS = 4000
 NUM_SAMPLES = 2
 NUM_LOOPED = 2
 RARE = float(jax.nn.sigmoid(-12.0))
-OBJECTIVES = {"elbo": elbo, "iwae": iwae, "renyi": renyi(0.5)}
+OBJECTIVES = {"elbo": elbo, "iwae": iwae}
+OTHER_OBJECTIVES = {"renyi": renyi(0.5)}
+PLACES = {name: fixture for name, fixture in FAMILIES.items() if fixture.in_matrix}
 
 # What of the matrix every run covers: these latents for the ELBO, those for any objective, and
 # single triples of others.
@@ -28,25 +32,23 @@ SHORT_RULES = {
     "gamma": ("pathwise()", "generalized_reparameterization()", "measure_valued()"),
     "bernoulli_chain_per_block": ("score()", "disarm()"),
 }
-# Right, with a variance that is infinite, or for shapes above 1 only, as their docstrings say.
-NOT_FOR_SMALL_SHAPES = ("measure_valued()", "generalized_reparameterization()")
 RELAXED_SAMPLES = ("gumbel_softmax(0.5)", "importance_without_replacement(normalized=True)")
 
 
 def make_rule(fixture, name):
     """The rule for the whole latent, or for every block of it."""
     if not fixture.per_block:
-        return CATALOGUE[name](fixture.family)
+        return RULES[name](fixture.family)
+    blocks = need(fixture.family, Blocks).families
     return rules.as_rule(
-        {block: CATALOGUE[name](part) for block, part in fixture.family.blocks.items()},
-        fixture.family,
+        {block: RULES[name](part) for block, part in blocks.items()}, fixture.family
     )
 
 
 def samples_of(fixture, objective):
     """K; nested rules have theirs each, unless the objective is of joint samples."""
-    if fixture.per_block and is_linear(objective):
-        return dict.fromkeys(fixture.family.blocks, NUM_SAMPLES)
+    if fixture.per_block and objective.linear:
+        return dict.fromkeys(need(fixture.family, Blocks).families, NUM_SAMPLES)
     return NUM_SAMPLES
 
 
@@ -60,23 +62,20 @@ def is_looped(fixture, name, objective) -> bool:
     """Is the triple compared with a loop? Every rule in every run on its first family, in the long
     sweep on the others too; for the ELBO, or for its own objective where the ELBO is refused.
     """
-    if not is_linear(objective) and is_legal(fixture, name, elbo):
+    if not objective.linear and is_legal(fixture, name, elbo):
         return False
-    place = next(key for key, other in FIXTURES.items() if other is fixture)
-    home = next(key for key, other in FIXTURES.items() if is_legal(other, name, objective))
+    place = next(key for key, other in PLACES.items() if other is fixture)
+    home = next(key for key, other in PLACES.items() if is_legal(other, name, objective))
     return place == home or place not in SHORT
 
 
 def triples(objectives):
-    for place, fixture in FIXTURES.items():
-        for name in CATALOGUE:
-            if place == "small_gamma" and name in NOT_FOR_SMALL_SHAPES:
+    for place, fixture in PLACES.items():
+        for name in RULES:
+            if name in fixture.infinite_variance:
                 continue
-            known = (
-                {OBJECTIVE_OF[name].__name__: OBJECTIVE_OF[name]}
-                if name in OBJECTIVE_OF
-                else objectives
-            )
+            own = OBJECTIVE_OF.get(name)
+            known = objectives if own is None else {own.name: own}
             for label, objective in known.items():
                 marks = [pytest.mark.slow] if is_long(place, name, label) else []
                 yield pytest.param(
@@ -114,9 +113,8 @@ def log_joint(fixture, theta, z):
 def exact_bound(fixture, objective):
     def bound(lam, theta):
         z, weights = quadrature(fixture.family, lam, fixture.nodes)
-        log_w = jax.vmap(lambda z: log_joint(fixture, theta, z) - fixture.family.log_prob(lam, z))(
-            z
-        )
+        log_p = jax.vmap(lambda z: log_joint(fixture, theta, z))(z)
+        log_w = log_p - log_probs(fixture.family, lam, z)
         return expectation(objective, NUM_SAMPLES, weights, log_w)
 
     return bound
@@ -133,11 +131,12 @@ def gradients(fixture, rule, objective, *, loop=False):
 
     def one(key, lam):
         def bound(lam, theta):
-            return rule.surrogate(
+            return vj.expect(
                 key,
                 fixture.family,
                 lam,
                 lambda s: log_joint(fixture, theta, s.z) - s.log_q,
+                rule=rule,
                 objective=objective,
                 num_samples=samples_of(fixture, objective),
                 control=control,

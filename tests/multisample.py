@@ -16,7 +16,16 @@ import pytest
 
 import vijax as vj
 from vijax import baselines, objectives, path_weights, rules
-from vijax.families import bernoulli, categorical, chain, diag_normal
+from vijax.families import (
+    FiniteSupport,
+    bernoulli,
+    categorical,
+    chain,
+    diag_normal,
+    log_probs,
+    need,
+    transports,
+)
 
 BETAS = (0.0, 0.1, 0.4, 1.0)
 B2, B3, C4 = bernoulli(2), bernoulli(3), categorical(4)
@@ -61,6 +70,11 @@ class Toy(NamedTuple):
     prior_family: Any = None
 
 
+def support_of(family: vj.Family):
+    """Every value of z [S, ...]."""
+    return need(family, FiniteSupport).values()
+
+
 def injected(toy: Toy, noise) -> vj.Family:
     """The family, drawing this noise [K, ...] whatever the key."""
     return toy.family._replace(noise=lambda key, num_samples: noise)
@@ -69,7 +83,7 @@ def injected(toy: Toy, noise) -> vj.Family:
 @functools.cache
 def discrete(family: vj.Family) -> Toy:
     """Log p(x, z) is a table over the states, theta itself; the noise is z."""
-    states = np.asarray(family.support())
+    states = np.asarray(support_of(family))
     by_value = family._replace(transport=lambda lam, z: (z, family.log_prob(lam, z)))
 
     def log_joint(theta, z):
@@ -82,7 +96,7 @@ def discrete(family: vj.Family) -> Toy:
         )
 
     def weigh(lam, z):
-        return jnp.exp(jnp.sum(jax.vmap(jax.vmap(lambda z: family.log_prob(lam, z)))(z), axis=1))
+        return jnp.exp(jnp.sum(jax.vmap(lambda z: log_probs(family, lam, z))(z), axis=1))
 
     return Toy(by_value, log_joint, noise, weigh)
 
@@ -165,11 +179,12 @@ def surrogate_of(toy: Toy, rule, objective, num_samples):
 
     def value(theta, lam, noise, key=None):
         family = toy.family if noise is None else injected(toy, noise)
-        return rule.surrogate(
+        return vj.expect(
             jax.random.key(0) if key is None else key,
             family,
             lam,
             lambda s: toy.log_joint(theta, s.z) - s.log_q,
+            rule=rule,
             objective=objective,
             num_samples=num_samples,
             prior=toy.prior(theta),
@@ -212,7 +227,7 @@ def compiled_expectation(toy: Toy, objective, num_samples):
             return toy.log_joint(theta, z) - log_q
 
         return jnp.vdot(
-            toy.weigh(lam, noise), jax.vmap(objective)(jax.vmap(jax.vmap(log_w))(noise))
+            toy.weigh(lam, noise), jax.vmap(objective.value)(jax.vmap(jax.vmap(log_w))(noise))
         )
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
@@ -234,11 +249,9 @@ def wake_term(toy, objective, num_samples, theta, lam):
     fixed = jax.lax.stop_gradient(lam)
 
     def one(lam, noise):
-        z, log_q = jax.lax.stop_gradient(
-            jax.vmap(toy.family.transport, in_axes=(None, 0))(fixed, noise)
-        )
-        weights = jax.grad(objective)(jax.vmap(lambda z: toy.log_joint(theta, z))(z) - log_q)
-        return jnp.vdot(weights, jax.vmap(lambda z: toy.family.log_prob(lam, z))(z))
+        z, log_q = jax.lax.stop_gradient(transports(toy.family, fixed, noise))
+        weights = jax.grad(objective.value)(jax.vmap(lambda z: toy.log_joint(theta, z))(z) - log_q)
+        return jnp.vdot(weights, log_probs(toy.family, lam, z))
 
     per_tuple = jax.jit(jax.vmap(jax.grad(one), in_axes=(None, 0)))(lam, noise)
     return jax.tree.map(lambda leaf: jnp.tensordot(toy.weigh(lam, noise), leaf, axes=1), per_tuple)

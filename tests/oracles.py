@@ -168,3 +168,53 @@ def eight_schools_log_evidence(effect, standard_error, mean_scale, spread_scale)
     return float(
         np.log(integrate.quad(at, -20.0, 10.0, epsabs=0.0, epsrel=1e-10, limit=200)[0]) - 30.0
     )
+
+
+def normal(lam):
+    """Scipy's distribution of each element, as those below."""
+    return stats.norm(lam["loc"], np.exp(lam["log_scale"]))
+
+
+def full_normal(lam):
+    unit = np.eye(lam["loc"].shape[-1]) + np.tril(lam["lower"], -1)
+    factor = np.exp(lam["log_scale"])[:, None] * unit
+    return stats.multivariate_normal(lam["loc"], factor @ factor.T)
+
+
+def bernoulli(lam):
+    return stats.bernoulli(special.expit(lam["logits"]))
+
+
+def categorical(lam):
+    return stats.multinomial(1, special.softmax(lam["logits"], axis=-1))
+
+
+def gamma(lam):
+    return stats.gamma(np.exp(lam["log_shape"]), scale=np.exp(-lam["log_rate"]))
+
+
+def student_t(lam):
+    return stats.t(np.exp(lam["log_degrees"]), lam["loc"], np.exp(lam["log_scale"]))
+
+
+def von_mises(lam):
+    return stats.vonmises(np.exp(lam["log_concentration"]), loc=lam["loc"])
+
+
+def mean_on_circle(lam):
+    """Of the cosines of von Mises angles, then of their sines."""
+    concentration = np.exp(lam["log_concentration"])
+    length = special.ive(1, concentration) / special.ive(0, concentration)
+    return length * np.concatenate([np.cos(lam["loc"]), np.sin(lam["loc"])])
+
+
+def mean_of_normal_chain(lam):
+    """Of z1 and of z2, whose mean is affine in z1."""
+    first, second = lam["first"], lam["second"]
+    return np.concatenate([first["loc"], second["slope"] * first["loc"] + second["loc"]])
+
+
+def summed_log_density(distribution, z):
+    """[S] log density of a frozen distribution at z [S, ...], summed over elements."""
+    at = distribution.logpdf if hasattr(distribution, "logpdf") else distribution.logpmf
+    return np.array([np.sum(at(row)) for row in z])

@@ -14,7 +14,7 @@ ROWS = (2, 0)  # the minibatch
 
 
 class Problem(NamedTuple):
-    """Fields.
+    """A model, a guide and data.
 
     Attributes:
       x: numpy, leaves [N, ...]

@@ -13,6 +13,7 @@ from exact_models import conjugate_normal, exact_elbo, gaussian_mixture, random_
 
 import vijax as vj
 from vijax import objectives
+from vijax.families import FiniteSupport, log_probs, need
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -22,8 +23,8 @@ def mixture_bounds(bound, *, most=5):
     assignments.
     """
     exact = gaussian_mixture()
-    z = exact.family.support()
-    log_q = jax.vmap(exact.family.log_prob, (None, 0))(random_lam(5, exact.family), z)
+    z = need(exact.family, FiniteSupport).values()
+    log_q = log_probs(exact.family, random_lam(5, exact.family), z)
     log_w = np.asarray(jax.vmap(exact.log_joint)(z) - log_q)
     probs = np.exp(np.asarray(log_q))
     values = [
@@ -43,7 +44,7 @@ def assert_ordered(elbo, values, log_evidence):
 
 
 def test_importance_weighted_bounds_are_ordered_exactly():
-    assert_ordered(*mixture_bounds(objectives.iwae))
+    assert_ordered(*mixture_bounds(objectives.iwae.value))
 
 
 def test_order_catches_a_sum_in_place_of_the_mean():
@@ -54,16 +55,16 @@ def test_order_catches_a_sum_in_place_of_the_mean():
 
 def test_order_catches_an_average_of_logs():
     with pytest.raises(AssertionError, match="increasing"):
-        assert_ordered(*mixture_bounds(objectives.elbo))
+        assert_ordered(*mixture_bounds(objectives.elbo.value))
 
 
 def test_renyi_bounds_decrease_in_alpha_through_iwae_and_elbo():
     bounds = [
-        mixture_bounds(objectives.renyi(alpha), most=3)[1][2]
+        mixture_bounds(objectives.renyi(alpha).value, most=3)[1][2]
         for alpha in (-1.0, 0.0, 0.5, 0.999, 1.0, 2.0)
     ]
     assert np.all(np.diff(bounds) < 0.0)
-    elbo, values, _ = mixture_bounds(objectives.iwae, most=3)
+    elbo, values, _ = mixture_bounds(objectives.iwae.value, most=3)
     assert abs(bounds[1] - values[2]) < 1e-12 and abs(bounds[4] - elbo) < 1e-12
 
 
@@ -84,7 +85,7 @@ def normal_log_weights(log_q_error=0.0):
     @jax.jit
     def draws(keys):
         def one(key):
-            drawn = vj.rules.draw(key, exact.family, lam, MOST)
+            drawn = vj.rules.draw(key, vj.Q(exact.family, lam), MOST)
             return vj.rules.evaluate(lambda s: exact.log_joint(s.z) - s.log_q - log_q_error, drawn)[
                 0
             ]
@@ -102,7 +103,8 @@ def z_score(draws, mean):
 def assert_bounds_of_draws(log_w, log_evidence, elbo):
     """The same order by sampling; and exp(IWAE_K) is an unbiased estimate of p(x) for every K."""
     bounds = {
-        k: np.asarray(jax.jit(jax.vmap(objectives.iwae))(log_w[:, :k])) for k in (1, 2, 4, 8, 16)
+        k: np.asarray(jax.jit(jax.vmap(objectives.iwae.value))(log_w[:, :k]))
+        for k in (1, 2, 4, 8, 16)
     }
     assert abs(z_score(bounds[1], elbo)) < 5.0, "one sample is not the ELBO"
     for k, values in bounds.items():
@@ -125,7 +127,7 @@ def test_importance_weighted_bounds_are_ordered_by_sampling():
 
 def test_importance_weighted_bounds_of_twice_the_samples_dominate_draw_by_draw():
     log_w, _, _ = normal_log_weights()
-    iwae = jax.jit(jax.vmap(objectives.iwae))
+    iwae = jax.jit(jax.vmap(objectives.iwae.value))
     assert np.all(iwae(log_w) - 0.5 * (iwae(log_w[:, :8]) + iwae(log_w[:, 8:])) > -1e-12)
 
 
@@ -144,14 +146,15 @@ def test_pathwise_value_is_the_bound_of_its_samples():
 
     @jax.jit
     def bound(key):
-        return vj.rules.pathwise().surrogate(
+        return vj.expect(
             key,
             exact.family,
             lam,
             lambda s: exact.log_joint(s.z) - s.log_q,
+            rule=vj.rules.pathwise(),
             objective=objectives.iwae,
             num_samples=MOST,
         )[0]
 
     value = bound(key)
-    assert abs(float(value) - float(objectives.iwae(jnp.asarray(log_w[0])))) < 1e-12
+    assert abs(float(value) - float(objectives.iwae.value(jnp.asarray(log_w[0])))) < 1e-12

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data
-from experiments.data import DataUnavailableError, Source
+from experiments.common import data
+from experiments.common.download import DataUnavailableError, Source
 
 
 def idx_bytes(array):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 def at_params(estimator, theta, phi, batch):
     """The enumerated estimate, which has no noise."""
     return estimator.estimate(
-        jax.random.key(0), vj.Params(theta, phi, {"z": ()}), {"z": ()}, batch
+        jax.random.key(0), vj.Params(theta, {"z": phi}, {"z": ()}), {"z": ()}, batch
     )[0]
 
 

@@ -19,6 +19,7 @@ from exact_models import (
 )
 
 from vijax import densities, models
+from vijax.families import Kl, need, with_traits
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -39,7 +40,7 @@ def assert_identity(exact, *, tolerance=1e-10):
 
     @jax.jit
     def terms(lam, posterior):
-        return exact_elbo(exact, lam), exact.family.kl(lam, posterior)
+        return exact_elbo(exact, lam), need(exact.family, Kl).value(lam, posterior)
 
     for lam in lams:
         elbo, kl = (float(term) for term in terms(lam, exact.posterior))
@@ -100,8 +101,9 @@ def forgotten_prior(exact):
 
 
 def swapped_kl(exact):
+    right = need(exact.family, Kl).value
     return exact._replace(
-        family=exact.family._replace(kl=lambda lam, lam2: exact.family.kl(lam2, lam))
+        family=with_traits(exact.family, Kl(lambda lam, lam2: right(lam2, lam)))
     )
 
 

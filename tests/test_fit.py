@@ -1,6 +1,4 @@
-"""`fit`: compilations are counted, runs resume bit for bit, bad numbers are named, tables give the
-dense result.
-"""
+"""`fit`: compilations are counted, runs resume bit for bit, bad numbers are named."""
 
 import logging
 import os
@@ -11,47 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fit_problems import (
+    ADAM,
+    DATA,
+    GLOBAL,
+    KEY,
+    LOCAL,
+    ROWS,
+    SHARED,
+    START,
+    TABLE,
+    N,
+    assert_same,
+    bad_data,
+    global_estimator,
+)
 
 import vijax as vj
-from vijax import densities, rowwise
-from vijax.loop import run_chunk
-
-N, D = 12, 2
-ADAM = optax.adam(0.05)
-KEY = jax.random.key(5)
-
-
-def log_local(theta, z, x):
-    """Prior z ~ Normal(0, I), x | z ~ Normal(z + theta, I)."""
-    return jnp.sum(densities.standard_normal(z)) + jnp.sum(densities.standard_normal(x - z - theta))
-
-
-def local_estimator():
-    model = vj.models.latent_model(lambda key: jnp.zeros(D), log_local)
-    guide = vj.guides.per_datapoint(vj.families.diag_normal(D), N)
-    return vj.estimator(model, guide, rules=vj.rules.pathwise(), num_data=N)
-
-
-def global_estimator(num_data=N):
-    model = vj.models.bayes_model(
-        lambda theta, w: jnp.sum(densities.standard_normal(w)),
-        lambda theta, w, x: jnp.sum(densities.standard_normal(x - w)),
-    )
-    return vj.estimator(
-        model,
-        vj.guides.shared(vj.families.diag_normal(D)),
-        rules=vj.rules.pathwise(),
-        num_data=num_data,
-    )
-
-
-DATA = jax.random.normal(jax.random.key(1), (N, D)) + 1.0
-GLOBAL, LOCAL = global_estimator(), local_estimator()
-START, TABLE = GLOBAL.init_params(jax.random.key(0)), LOCAL.init_params(jax.random.key(0))
-
-
-def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+from vijax import rowwise
+from vijax.optimize.loop import step_key
 
 
 @pytest.fixture
@@ -77,108 +53,175 @@ def compilations():
 
 def test_three_compilations_to_the_first_step_and_none_for_the_next_fit(compilations):
     estimator, optimizer = global_estimator(), optax.adam(0.05)
-    keys, data = [jax.random.key(i) for i in range(2)], [np.asarray(DATA), np.asarray(DATA) + 1.0]
+    keys = [jax.random.key(i) for i in range(2)]
+    data = [np.asarray(DATA), np.asarray(DATA) + 1.0]
     compilations.clear()
     params = estimator.init_params(keys[0])
-    vj.fit(keys[0], estimator, optimizer, params, data[0], num_steps=20)
+    vj.fit(keys[0], vj.descent(estimator, optimizer), params, data[0], num_steps=20)
     assert 1 <= len(compilations) <= 3, compilations
     compilations.clear()
-    vj.fit(keys[1], estimator, optimizer, params, data[1], num_steps=70)
-    vj.fit(keys[1], estimator, optimizer, params, data[1], num_steps=7)
+    vj.fit(keys[1], vj.descent(estimator, optimizer), params, data[1], num_steps=70)
+    vj.fit(keys[1], vj.descent(estimator, optimizer), params, data[1], num_steps=7)
     assert compilations == []
 
 
 def test_the_count_catches_a_new_optimizer(compilations):
-    vj.fit(KEY, GLOBAL, optax.adam(0.05), START, DATA, num_steps=5)
+    vj.fit(KEY, vj.descent(GLOBAL, optax.adam(0.05)), START, DATA, num_steps=5)
     compilations.clear()
-    vj.fit(KEY, GLOBAL, optax.adam(0.05), START, DATA, num_steps=5)
+    vj.fit(KEY, vj.descent(GLOBAL, optax.adam(0.05)), START, DATA, num_steps=5)
     assert compilations
 
 
 def test_history_has_the_loss_of_every_kth_step():
-    every = vj.fit(
-        KEY, GLOBAL, ADAM, START, DATA, num_steps=25, record_every=1, chunk_size=10
-    ).history
-    some = vj.fit(
-        KEY, GLOBAL, ADAM, START, DATA, num_steps=25, record_every=5, chunk_size=10
-    ).history
+    every = vj.fit(KEY, SHARED, START, DATA, num_steps=25, record_every=1, chunk_size=10).history
+    some = vj.fit(KEY, SHARED, START, DATA, num_steps=25, record_every=5, chunk_size=10).history
     np.testing.assert_array_equal(every.step, np.arange(25))
     np.testing.assert_array_equal(some.step, np.arange(0, 25, 5))
     np.testing.assert_allclose(some.loss, every.loss[::5], rtol=1e-5)
     first, _ = GLOBAL.estimate(
-        vj.loop.step_key(KEY, jnp.int32(0)), START, {"w": ()}, vj.Batch(DATA, jnp.arange(N))
+        step_key(KEY, jnp.int32(0)), START, {"w": ()}, vj.Batch(DATA, jnp.arange(N))
     )
     np.testing.assert_allclose(every.loss[0], first.loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize("row_optimizer", [None, rowwise.adam(0.05)], ids=["lazy", "adam"])
-def test_a_resumed_run_equals_an_uninterrupted_one(row_optimizer):
-    settings = {"batch_size": 5, "row_optimizer": row_optimizer, "record_every": 2, "chunk_size": 6}
-    whole = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=17, **settings)
-    part = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=8, **settings)
-    rest = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=9, resume=part, **settings)
-    assert_same(whole._replace(interrupted=False), rest._replace(interrupted=False))
-    # Resuming consumed nothing
-    again = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=9, resume=part, **settings)
-    assert_same(rest.params, again.params)
-    other = vj.fit(
-        jax.random.key(6), LOCAL, ADAM, TABLE, DATA, num_steps=9, resume=part, **settings
-    )
+@pytest.mark.parametrize("rows", [None, rowwise.adam(0.05)], ids=["lazy", "adam"])
+def test_a_resumed_run_equals_an_uninterrupted_one(rows):
+    """Bit for bit, wherever it is cut, the recorded history too."""
+    algorithm = vj.descent(LOCAL, ADAM, rows=rows)
+    settings = {"batch_size": 5, "record_every": 2, "chunk_size": 6}
+    whole = vj.fit(KEY, algorithm, TABLE, DATA, num_steps=17, **settings)
+    for cut in (7, 8):
+        part = vj.fit(KEY, algorithm, TABLE, DATA, num_steps=cut, **settings)
+        rest = vj.fit(KEY, algorithm, None, DATA, num_steps=17 - cut, resume=part, **settings)
+        assert_same((whole.carry, whole.history), (rest.carry, rest.history))
+        again = vj.fit(KEY, algorithm, None, DATA, num_steps=17 - cut, resume=part, **settings)
+        assert_same(rest.params, again.params)  # resuming consumed nothing
+    other = vj.fit(jax.random.key(6), algorithm, TABLE, DATA, num_steps=17, **settings)
     with pytest.raises(AssertionError):
         assert_same(whole.params, other.params)
 
 
+def test_another_key_or_another_algorithm_is_not_resumed():
+    by_row = vj.descent(LOCAL, ADAM, local_steps=2)
+    part = vj.fit(KEY, by_row, TABLE, DATA, num_steps=4, batch_size=3)
+    settings = {"num_steps": 4, "batch_size": 3, "resume": part}
+    with pytest.raises(ValueError, match="made with another key"):
+        vj.fit(jax.random.key(6), by_row, None, DATA, **settings)
+    adam = vj.descent(LOCAL, ADAM, rows=rowwise.adam(0.05), local_steps=2)
+    for other in (ROWS, adam):
+        with pytest.raises(ValueError, match="made with the algorithm descent"):
+            vj.fit(KEY, other, None, DATA, **settings)
+    with pytest.raises(ValueError, match="goes with resume="):
+        vj.fit(KEY, by_row, None, DATA, num_steps=4)
+
+
+def test_random_numbers_drawn_ahead_are_the_same_numbers():
+    """The switch that turns `hoist` off changes no bit."""
+    for algorithm, params, batch_size in ((SHARED, START, None), (ROWS, TABLE, 5)):
+        runs = [
+            vj.fit(KEY, algorithm, params, DATA, num_steps=23, batch_size=batch_size, hoist=ahead)
+            for ahead in (True, False)
+        ]
+        assert_same(runs[0].carry, runs[1].carry)
+
+
 def test_the_callers_params_survive():
     before = jax.tree.map(np.array, TABLE)
-    vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=3)
+    vj.fit(KEY, ROWS, TABLE, DATA, num_steps=3)
     assert_same(before, TABLE)
 
 
-def bad_data():
-    return DATA.at[7, 1].set(jnp.nan)
-
-
-def test_a_nan_raises_and_names_step_leaf_and_row():
-    with pytest.raises(vj.NonFiniteError, match=r"at step \d+ in .*loc.*rows \[7\]") as error:
-        vj.fit(KEY, LOCAL, ADAM, TABLE, bad_data(), num_steps=40, batch_size=3)
+@pytest.mark.parametrize("place", ["rows", "shared"])
+def test_a_nan_raises_and_names_step_leaf_and_row(place):
+    algorithm, params = {"rows": (ROWS, TABLE), "shared": (SHARED, START)}[place]
+    match = r"at step \d+: .*loc.* from rows \[7\]"
+    with pytest.raises(vj.NonFiniteError, match=match) as error:
+        vj.fit(KEY, algorithm, params, bad_data(), num_steps=40, batch_size=3)
     result = error.value.result
     assert result.num_steps <= 3  # four batches an epoch: row 7 comes up in the first
-    assert f"at step {result.num_steps} " in str(error.value)
-    good = (
-        TABLE
-        if result.num_steps == 0
-        else vj.fit(
-            KEY, LOCAL, ADAM, TABLE, bad_data(), num_steps=result.num_steps, batch_size=3
-        ).params
-    )
+    assert f"at step {result.num_steps}:" in str(error.value)
+    good = params
+    if result.num_steps:
+        steps = result.num_steps
+        good = vj.fit(KEY, algorithm, params, bad_data(), num_steps=steps, batch_size=3).params
     assert_same(good, result.params)
 
 
-def test_skipping_drops_and_counts_the_bad_steps():
-    result = vj.fit(
-        KEY, LOCAL, ADAM, TABLE, bad_data(), num_steps=8, batch_size=3, skip_nonfinite=True
+def test_a_loss_that_is_not_finite_is_a_bad_step_though_the_gradient_is_finite():
+    """-inf added to the log-joint of one row: its derivative is 0."""
+
+    def estimate(key, params, state, batch):
+        seen, state = GLOBAL.estimate(key, params, state, batch)
+        return seen._replace(loss=jnp.where(jnp.any(batch.index == 3), jnp.inf, seen.loss)), state
+
+    algorithm = vj.descent(GLOBAL._replace(estimate=estimate), ADAM)
+    with pytest.raises(vj.NonFiniteError, match=r"\['loss'\], from rows \[3\]"):
+        vj.fit(KEY, algorithm, START, DATA, num_steps=30, batch_size=4, record_every=1)
+    skipped = vj.fit(
+        KEY, algorithm, START, DATA, num_steps=30, batch_size=4, record_every=1, skip_nonfinite=True
     )
-    assert result.num_skipped == 2  # row 7 once in each of two epochs
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(result.params))
-    assert_same(TABLE.phi["loc"][7], result.params.phi["loc"][7])
+    assert skipped.num_skipped == 10 and skipped.num_steps == 30  # three batches an epoch
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(3e38), optax.adam(np.nan)], ids=["sgd", "adam"])
+def test_an_update_that_is_not_finite_is_seen(optimizer):
+    """What is kept is checked, not only the gradient."""
+    with pytest.raises(vj.NonFiniteError, match="the update alone") as error:
+        vj.fit(KEY, vj.descent(GLOBAL, optimizer), START, DATA, num_steps=20)
+    assert_same(error.value.result.params, START)
+
+
+def test_an_optimiser_state_that_overflows_is_seen_and_skipping_keeps_it_finite():
+    """A gradient of 1e25 is finite, its square is not: Adam would never move again."""
+
+    def estimate(key, params, state, batch):
+        seen, state = GLOBAL.estimate(key, params, state, batch)
+        size = jnp.where(batch.index[0] == 3, 1e25, 1.0)
+        return seen._replace(grads=jax.tree.map(lambda g: size * g, seen.grads)), state
+
+    algorithm = vj.descent(GLOBAL._replace(estimate=estimate), ADAM)
+    with pytest.raises(vj.NonFiniteError, match="at step"):
+        vj.fit(KEY, algorithm, START, DATA, num_steps=60, batch_size=4)
+    result = vj.fit(KEY, algorithm, START, DATA, num_steps=60, batch_size=4, skip_nonfinite=True)
+    assert result.num_skipped > 0
+    for leaf in jax.tree.leaves(result.state):
+        assert bool(jnp.all(jnp.isfinite(leaf)))
+
+
+def test_skipping_drops_and_counts_the_bad_steps():
+    for algorithm, params in ((ROWS, TABLE), (SHARED, START)):
+        result = vj.fit(
+            KEY, algorithm, params, bad_data(), num_steps=8, batch_size=3, skip_nonfinite=True
+        )
+        assert result.num_skipped == 2  # row 7 once in each of two epochs
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(result.params))
+        if algorithm is ROWS:
+            assert_same(TABLE.phi["z"]["loc"][7], result.params.phi["z"]["loc"][7])
+
+
+def test_a_run_that_skipped_steps_goes_on_without_skipping():
+    settings = {"batch_size": 3}
+    part = vj.fit(KEY, ROWS, TABLE, bad_data(), num_steps=8, skip_nonfinite=True, **settings)
+    rest = vj.fit(KEY, ROWS, None, DATA, num_steps=4, resume=part, **settings)
+    assert part.num_skipped > 0
+    assert rest.num_steps == 12 and rest.num_skipped == part.num_skipped
 
 
 def test_a_callback_sees_progress_and_stops():
-    seen = []
+    seen, params = [], []
 
     def callback(progress):
-        seen.append(progress.step)
+        seen.append((progress.step, progress.history.step[-1]))
+        params.append(progress.params)
         return progress.step >= 20
 
-    result = vj.fit(
-        KEY, GLOBAL, ADAM, START, DATA, num_steps=100, chunk_size=10, callbacks=[callback]
-    )
-    assert seen == [10, 20]
+    settings = {"chunk_size": 10}
+    result = vj.fit(KEY, SHARED, START, DATA, num_steps=100, callbacks=[callback], **settings)
+    assert seen == [(10, 0), (20, 10)]
     assert result.interrupted
     assert result.num_steps == 20
-    assert_same(
-        result.params, vj.fit(KEY, GLOBAL, ADAM, START, DATA, num_steps=20, chunk_size=10).params
-    )
+    assert_same(result.params, params[-1])
+    assert_same(result.params, vj.fit(KEY, SHARED, START, DATA, num_steps=20, **settings).params)
 
 
 def test_ctrl_c_returns_what_there_is():
@@ -188,9 +231,7 @@ def test_ctrl_c_returns_what_there_is():
         if progress.step == 10:
             os.kill(os.getpid(), signal.SIGINT)
 
-    result = vj.fit(
-        KEY, GLOBAL, ADAM, START, DATA, num_steps=1000, chunk_size=10, callbacks=[press]
-    )
+    result = vj.fit(KEY, SHARED, START, DATA, num_steps=1000, chunk_size=10, callbacks=[press])
     assert result.interrupted
     assert 10 <= result.num_steps <= 20
     assert signal.getsignal(signal.SIGINT) is before
@@ -198,9 +239,9 @@ def test_ctrl_c_returns_what_there_is():
 
 def test_an_iterator_of_batches_gives_the_result_of_the_same_rows():
     whole = vj.Batch(np.asarray(DATA), np.arange(N))
-    outside = vj.fit(KEY, GLOBAL, ADAM, START, iter([whole] * 7), num_steps=50, chunk_size=10)
+    outside = vj.fit(KEY, SHARED, START, iter([whole] * 7), num_steps=50, chunk_size=10)
     assert outside.num_steps == 7
-    inside = vj.fit(KEY, GLOBAL, ADAM, START, DATA, num_steps=7, chunk_size=10)
+    inside = vj.fit(KEY, SHARED, START, DATA, num_steps=7, chunk_size=10)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         outside.params,
@@ -208,80 +249,7 @@ def test_an_iterator_of_batches_gives_the_result_of_the_same_rows():
     )
     ragged = iter([whole, jax.tree.map(lambda leaf: leaf[:3], whole)])
     with pytest.raises(ValueError, match="different shapes"):
-        vj.fit(KEY, GLOBAL, ADAM, START, ragged, num_steps=2)
-
-
-def dense(num_steps, batch_size=None):
-    """Optax on the whole table, with the gradients of the same steps."""
-    program = vj.loop.Program(
-        LOCAL, ADAM, rowwise.lazy(ADAM), batch_size, False, 1, 1, 1, None, True, False
-    )
-
-    def step(carry, step):
-        params, state = carry
-        batch = vj.loop.take_batch(KEY, step, DATA, jnp.int32(0), program)
-        grads = LOCAL.estimate(vj.loop.step_key(KEY, step), params, {"z": ()}, batch)[0].grads
-        updates, state = ADAM.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    start = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), TABLE)
-    return jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(num_steps)))(
-        (start, ADAM.init(start))
-    )[0][0]
-
-
-@pytest.mark.parametrize("row_optimizer", [None, rowwise.adam(0.05)], ids=["lazy", "adam"])
-def test_a_table_with_full_batches_equals_the_dense_optimizer(row_optimizer):
-    result = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=6, row_optimizer=row_optimizer)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), result.params, dense(6)
-    )
-
-
-def test_catch_up_follows_dense_adam_where_lazy_rows_do_not():
-    expected, moved = dense(24, 3), None
-    errors = {}
-    for name, row_optimizer in (("lazy", None), ("adam", rowwise.adam(0.05))):
-        result = vj.fit(
-            KEY, LOCAL, ADAM, TABLE, DATA, num_steps=24, batch_size=3, row_optimizer=row_optimizer
-        )
-        moved = jnp.mean(jnp.abs(expected.phi["loc"] - TABLE.phi["loc"]))
-        errors[name] = float(
-            jnp.mean(jnp.abs(result.params.phi["loc"] - expected.phi["loc"])) / moved
-        )
-    assert errors["adam"] < 0.05, errors  # of the mean distance that the rows travelled
-    assert errors["lazy"] > 5 * errors["adam"], errors
-
-
-def test_local_steps_update_rows_more_often_than_theta():
-    once = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=1)
-    thrice = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=1, local_steps=3)
-    np.testing.assert_allclose(
-        jnp.abs(thrice.params.theta), 0.05, rtol=1e-3
-    )  # Adam's first step, once
-    assert np.all(np.asarray(thrice.opt_state["rows"][0].count) == 3)
-    assert np.all(np.asarray(once.opt_state["rows"][0].count) == 1)
-    # One step moves 0.05
-    assert float(jnp.mean(jnp.abs(thrice.params.phi["loc"] - TABLE.phi["loc"]))) > 0.075
-
-
-def test_partition_gives_theta_and_phi_their_own_optimizers():
-    labels = vj.Params("theta", "phi", "control")
-    optimizer = optax.partition({"theta": optax.sgd(0.0), "phi": ADAM, "control": ADAM}, labels)
-    row_optimizer = rowwise.lazy(ADAM)
-    result = vj.fit(KEY, LOCAL, optimizer, TABLE, DATA, num_steps=3, row_optimizer=row_optimizer)
-    assert_same(result.params.theta, TABLE.theta)
-    assert not np.array_equal(result.params.phi["loc"], TABLE.phi["loc"])
-
-
-def test_tables_are_donated():
-    layout = vj.loop.row_layout(LOCAL, rowwise.lazy(ADAM), TABLE)
-    program = vj.loop.Program(
-        LOCAL, ADAM, rowwise.lazy(ADAM), 3, False, 1, 5, 1, layout, True, False
-    )
-    carry = vj.loop.start(KEY, TABLE, program=program)
-    run_chunk(KEY, carry, DATA, 2, program=program)
-    assert carry.words.is_deleted()
+        vj.fit(KEY, SHARED, START, ragged, num_steps=2)
 
 
 def test_a_row_twice_in_a_batch_of_a_table_is_refused():
@@ -289,53 +257,18 @@ def test_a_row_twice_in_a_batch_of_a_table_is_refused():
     for rows in ([0, 0, 1], [0, 1, N]):
         batches = iter([vj.Batch(DATA[:3], jnp.array(rows))])
         with pytest.raises(ValueError, match="repeats a row"):
-            vj.fit(KEY, LOCAL, ADAM, TABLE, batches, num_steps=1)
-
-
-def test_rows_are_not_resumed_under_other_settings():
-    part = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=4, batch_size=3, local_steps=2)
-    for other in ({"local_steps": 1}, {"local_steps": 2, "row_optimizer": rowwise.adam(0.05)}):
-        with pytest.raises(ValueError, match="another row_optimizer or local_steps"):
-            vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=4, batch_size=3, resume=part, **other)
-
-
-def test_a_run_that_skipped_steps_goes_on_without_skipping():
-    part = vj.fit(
-        KEY, LOCAL, ADAM, TABLE, bad_data(), num_steps=8, batch_size=3, skip_nonfinite=True
-    )
-    rest = vj.fit(KEY, LOCAL, ADAM, TABLE, DATA, num_steps=4, batch_size=3, resume=part)
-    assert part.num_skipped > 0 and rest.num_steps == 12 and rest.num_skipped == part.num_skipped
-
-
-def test_missed_updates_follow_a_schedule():
-    """Under a growing rate the k-th update uses the rate of the step before it, as optax does."""
-    rate = lambda step: 0.01 * step  # noqa: E731
-    rows, clock = {"row": jnp.ones((1, 1))}, 3
-    ours, dense = rowwise.adam(rate), optax.adam(rate)
-    state = dense.init(rows)
-    for _ in range(clock):
-        state = dense.update({"row": jnp.zeros((1, 1))}, state)[1]
-    state_rows = ours.init(rows)._replace(clock=jnp.full(1, clock))
-    moved, state_rows = ours.update({"row": jnp.ones((1, 1))}, state_rows, rows, jnp.int32(clock))
-    update, state = dense.update({"row": jnp.ones((1, 1))}, state)
-    expected = optax.apply_updates(rows, update)
-    np.testing.assert_allclose(moved["row"], expected["row"], rtol=1e-5)
-    # One missed step: the sum has one term, hence exact
-    update, _ = dense.update({"row": jnp.zeros((1, 1))}, state)
-    caught, _ = ours.catch_up(moved, state_rows, jnp.int32(clock + 2))
-    np.testing.assert_allclose(
-        caught["row"], optax.apply_updates(expected, update)["row"], rtol=1e-5
-    )
+            vj.fit(KEY, ROWS, TABLE, batches, num_steps=1)
 
 
 def test_wrong_settings_are_refused():
     for settings, match in (
         ({"num_steps": 0}, "num_steps=0"),
         ({"num_steps": 5, "batch_size": 13}, "batch_size=13"),
-        ({"num_steps": 5, "local_steps": 0}, "local_steps=0"),
         ({"num_steps": 5, "chunk_size": 15, "record_every": 10}, "multiple of record_every"),
     ):
         with pytest.raises(ValueError, match=match):
-            vj.fit(KEY, GLOBAL, ADAM, START, DATA, **settings)
+            vj.fit(KEY, SHARED, START, DATA, **settings)
     with pytest.raises(ValueError, match="num_data=12"):
-        vj.fit(KEY, GLOBAL, ADAM, START, DATA[:5], num_steps=5)
+        vj.fit(KEY, SHARED, START, DATA[:5], num_steps=5)
+    with pytest.raises(TypeError, match=r"write fit\(key, vijax.descent\(estimator, optimizer\)"):
+        vj.fit(KEY, GLOBAL, START, DATA, num_steps=5)

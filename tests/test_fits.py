@@ -32,8 +32,7 @@ def fitted(estimator, data, *, rate, num_steps, params=None, last=1e-5, key=0):
     params = estimator.init_params(jax.random.key(key)) if params is None else params
     return vj.fit(
         jax.random.key(key + 1),
-        estimator,
-        optimizer,
+        vj.descent(estimator, optimizer),
         params,
         data,
         num_steps=num_steps,
@@ -70,7 +69,7 @@ def assert_conjugate_optimum(params, x, noise_scale):
     assert 0.0 <= lost < SHARP, f"theta is {lost} nats below the largest evidence"
     gap = 0.0
     for row, loc, log_scale in zip(
-        x, np.asarray(params.phi["loc"]), np.asarray(params.phi["log_scale"]), strict=True
+        x, np.asarray(params.phi["z"]["loc"]), np.asarray(params.phi["z"]["log_scale"]), strict=True
     ):
         _, mean, cov = oracles.linear_gaussian(
             row, np.eye(2), np.zeros(2), noise, theta["loc"], np.diag(variance)
@@ -99,7 +98,7 @@ def fit_linear_regression(model, x):
     estimator = vj.estimator(
         model, guide, rules=doubly_reparameterized(), num_samples=8, num_data=9
     )
-    return fitted(estimator, x, rate=0.1, num_steps=2000, last=1e-2).params.phi
+    return fitted(estimator, x, rate=0.1, num_steps=2000, last=1e-2).params.phi["w"]
 
 
 def regression_data():
@@ -142,6 +141,7 @@ def test_pca_reaches_the_eigenvalue_solution():
         + 0.5 * rng.normal(size=(60, 5))
     )
     model, family = models.probabilistic_pca(5, 2), families.full_normal(2)
+    kl = families.need(family, families.Kl).value
     encoder = (
         lambda key: family.init(key) | {"matrix": jnp.zeros((2, 5))},
         lambda phi, row: {
@@ -170,7 +170,7 @@ def test_pca_reaches_the_eigenvalue_solution():
 
     @jax.jit
     def gap_of(row):
-        return family.kl(encoder[1](params.phi, row), model.posterior(theta, row))
+        return kl(encoder[1](params.phi["z"], row), model.posterior(theta, row))
 
     gap = sum(gap_of(row) for row in x)
     assert 0.0 <= gap < NEAR, f"{gap} nats between guide and posterior"
@@ -199,7 +199,7 @@ def test_mixture_reaches_the_maximum_that_em_reaches():
     np.testing.assert_allclose(params.theta["loc"], theta["loc"], rtol=0, atol=0.01)
     joint = oracles.mixture_log_joint(x, **theta)
     np.testing.assert_allclose(
-        jax.nn.softmax(params.phi["logits"]),
+        jax.nn.softmax(params.phi["z"]["logits"]),
         np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None]),
         rtol=0,
         atol=0.01,
@@ -221,14 +221,13 @@ def test_hierarchical_normal_reaches_the_best_mean_field():
         {"fixed": optax.set_to_zero(), "free": decaying_adam(0.1, steps, last=1e-2)},
         vj.Params("fixed", "free", "free"),
     )
+    by_row = vj.rowwise.adam(optax.exponential_decay(0.1, steps, 1e-2))
     result = vj.fit(
         jax.random.key(1),
-        estimator,
-        optimizer,
+        vj.descent(estimator, optimizer, rows=by_row),
         estimator.init_params(jax.random.key(0)),
         x[:, None],
         num_steps=steps,
-        row_optimizer=vj.rowwise.adam(optax.exponential_decay(0.1, steps, 1e-2)),
     )
     assert result.params.theta["log_scale"] == 0.0
     _, loc, cov = oracles.hierarchical_normal(x, 2.0, 1.0, 0.8)
@@ -261,7 +260,7 @@ def test_logistic_regression_reaches_the_best_mean_field():
     )
     lam = fitted(
         estimator, {"features": features, "label": label}, rate=0.05, num_steps=1000, last=1e-2
-    ).params.phi
+    ).params.phi["w"]
     ours = oracles.logistic_mean_field_bound(
         features, label, 1.5, np.asarray(lam["loc"]), np.exp(lam["log_scale"])
     )
@@ -282,7 +281,7 @@ def test_eight_schools_bound_is_below_and_near_the_evidence():
         num_samples=10,
         num_data=1,
     )
-    lam = fitted(estimator, data, rate=0.05, num_steps=1000, last=1e-2).params.phi
+    lam = fitted(estimator, data, rate=0.05, num_steps=1000, last=1e-2).params.phi["w"]
     family = families.full_normal(10)
     datum = jax.tree.map(lambda leaf: leaf[0], data)
 
@@ -295,7 +294,7 @@ def test_eight_schools_bound_is_below_and_near_the_evidence():
                 - sample.log_q
             )
 
-        return vj.rules.evaluate(one, vj.rules.draw(key, family, lam, 20_000))[0]
+        return vj.rules.evaluate(one, vj.rules.draw(key, vj.Q(family, lam), 20_000))[0]
 
     log_w = np.asarray(log_weights(jax.random.key(7)))
     exact = oracles.eight_schools_log_evidence(datum["effect"], datum["standard_error"], 5.0, 5.0)
@@ -322,7 +321,12 @@ def test_mixed_rules_fit_a_mixture_of_factor_analyzers_below_its_evidence():
     params, steps = estimator.init_params(jax.random.key(3)), 400
     optimizer = decaying_adam(0.1, steps, last=1e-4)
     result = vj.fit(
-        jax.random.key(4), estimator, optimizer, params, x, num_steps=steps, record_every=1
+        jax.random.key(4),
+        vj.descent(estimator, optimizer),
+        params,
+        x,
+        num_steps=steps,
+        record_every=1,
     )
     # The last hundred steps move by less than 1e-3: their losses are draws of one bound, with fresh
     # noise each.

@@ -53,21 +53,17 @@ ENCODERS = {
 def test_every_encoder_fills_loc_then_log_scale(name):
     encoder, known = ENCODERS[name]
     guide = guides.amortized(FAMILY, encoder, x=X)
-    phi = known(guide.init(jax.random.key(1)))
-    lam, grads = jax.jit(jax.value_and_grad(lambda phi: jnp.sum(guide.locate_z(phi, X)["loc"])))(
-        phi
-    )
+    phi = {"z": known(guide.init(jax.random.key(1))["z"])}
+    lam, grads = jax.jit(jax.value_and_grad(lambda phi: jnp.sum(guide.at(phi, X)["loc"])))(phi)
     assert_close(
-        guide.locate_z(phi, X),
-        {"loc": (X @ KERNEL)[:2], "log_scale": (X @ KERNEL)[2:]},
-        tolerance=1e-6,
+        guide.at(phi, X), {"loc": (X @ KERNEL)[:2], "log_scale": (X @ KERNEL)[2:]}, tolerance=1e-6
     )
     assert_close(
         jax.tree.leaves(grads)[0], jnp.outer(X, jnp.array([1.0, 1.0, 0.0, 0.0])), tolerance=1e-6
     )
     assert (
-        guide.family_z is FAMILY
-        and not any(jax.tree.leaves(guide.tables(phi)))
+        guide.families["z"] is FAMILY
+        and not any(jax.tree.leaves(guide.is_table(phi)))
         and guide.num_data is None
     )
 
@@ -79,7 +75,7 @@ def test_an_encoder_of_the_wrong_width_is_refused(width):
         ValueError,
         match=rf"shapes \[\({width},\)\].*one vector of 4 numbers. Make the last layer 4 wide",
     ):
-        guide.locate_z((), X)
+        guide.at({"z": ()}, X)
 
 
 def test_a_linen_module_needs_a_datum():
@@ -99,23 +95,23 @@ def test_table_and_shared():
     table = guides.per_datapoint(FAMILY, 5)
     phi = table.init(jax.random.key(0))
     assert {leaf.shape for leaf in jax.tree.leaves(phi)} == {(5, 2)} and all(
-        jax.tree.leaves(table.tables(phi))
+        jax.tree.leaves(table.is_table(phi))
     )
-    assert jnp.unique(phi["loc"][:, 0]).shape == (5,)  # every row has its own start
+    assert jnp.unique(phi["z"]["loc"][:, 0]).shape == (5,)  # every row has its own start
     shared = guides.shared(FAMILY, init=lambda key: {"loc": jnp.ones(2), "log_scale": jnp.zeros(2)})
     assert_close(
-        shared.locate_w(shared.init(jax.random.key(0))),
+        shared.global_lam(shared.init(jax.random.key(0))),
         {"loc": jnp.ones(2), "log_scale": jnp.zeros(2)},
         tolerance=0,
     )
     with pytest.raises(ValueError, match="no local latent z"):
-        shared.locate_z((), X)
+        shared.at({}, X)
     with pytest.raises(ValueError, match="no global latent w"):
-        table.locate_w(phi)
+        table.global_lam(phi)
     both = guides.hierarchical(w=shared, z=table)
     phi = both.init(jax.random.key(0))
-    assert both.tables(phi) == {
+    assert both.is_table(phi) == {
         "w": {"loc": False, "log_scale": False},
         "z": {"loc": True, "log_scale": True},
     }
-    assert both.num_data == 5 and both.family_w is FAMILY and both.family_z is FAMILY
+    assert both.num_data == 5 and dict(both.families) == {"w": FAMILY, "z": FAMILY}

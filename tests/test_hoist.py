@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.hoist import hoist
+from vijax.optimize.hoist import hoist
 
 KEY, STEP, X = jax.random.key(0), jnp.int32(3), jnp.linspace(-1.0, 1.0, 5)
 

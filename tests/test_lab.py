@@ -5,6 +5,7 @@ found as often as it can be.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 from checks import assert_close
 from jax.flatten_util import ravel_pytree
@@ -13,8 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 import vijax as vj
 from vijax import lab
 from vijax.lab import moments as moments_module
-from vijax.lab.moments import measure
-from vijax.lab.report import _derive, _flat
+from vijax.lab.blocks import LEVEL
+from vijax.lab.moments import groups, measure
+from vijax.lab.reference import flat
+from vijax.lab.report import derive
 
 M, LOG_S = 0.4, 0.3
 SHIFT = 6.0  # k of f = (x - k)^2
@@ -29,17 +32,13 @@ def one_dimensional(integrand, rule):
 
     def estimate(key, params, state, batch):
         def loss(phi):
-            return -rule.surrogate(
-                key, family, phi, integrand, objective=vj.objectives.elbo, num_samples=1
-            )[0]
+            return -vj.expect(key, family, phi, integrand, rule=rule)[0]
 
         value, gradient = jax.value_and_grad(loss)(params.phi)
         return vj.Estimate(value, vj.Params((), gradient, ()), ()), state
 
     params = vj.Params((), {"loc": jnp.full(1, M), "log_scale": jnp.full(1, LOG_S)}, ())
-    made = vj.Estimator(
-        lambda key: params, lambda key, params: (), estimate, estimate, lambda params: params, 1
-    )
+    made = vj.estimator_from(estimate, lambda key: params, num_data=1)
     return made, params, (), vj.Batch(jnp.zeros(1), jnp.zeros(1, jnp.int32))
 
 
@@ -105,8 +104,8 @@ def repeats(setting, reference=None, *, num_draws=1500, num_repeats=200):
             sharding=None,
             keep=False,
         )
-        known = None if reference is None else _flat(reference, params)
-        return _derive(moments._replace(squares=None, num_draws=num_draws), params, known)
+        known = None if reference is None else flat(reference, params)
+        return derive(moments._replace(squares=None, num_draws=num_draws), params, known)
 
     return jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), num_repeats)))
 
@@ -180,7 +179,7 @@ def test_a_planted_bias_is_flagged_as_often_as_the_power_says(setting, share):
     """
     gradient = {"loc": jnp.full(1, M), "log_scale": jnp.full(1, np.exp(2 * LOG_S) - 1.0)}
     exact = lab.Reference(setting[1]._replace(phi=gradient))
-    num_draws, level = 1500, lab.report.LEVEL
+    num_draws, level = 1500, LEVEL
     sd = np.exp(LOG_S)
     per_test = 1.0 - (1.0 - level) ** 0.5  # two elements
     reach = -jax.scipy.special.ndtri(per_test / 2.0)
@@ -235,9 +234,7 @@ def wide():
             jnp.zeros(()), vj.Params((), jax.random.normal(key, (1000,)), ()), ()
         ), state
 
-    made = vj.Estimator(
-        lambda key: params, lambda key, params: (), estimate, estimate, lambda params: params, 1
-    )
+    made = vj.estimator_from(estimate, lambda key: params, num_data=1)
     return made, params, (), vj.Batch(jnp.zeros(1), jnp.zeros(1, jnp.int32))
 
 
@@ -341,6 +338,53 @@ def test_an_exact_estimator_has_no_bias_beyond_rounding():
         assert (
             bool(np.all(blocks.p_value[:2] < 1e-3)) == flagged and float(blocks.variance[1]) < 1e-10
         )
+
+
+@pytest.mark.parametrize("num_latents", [1, 2])
+def test_groups_are_named_by_latent_and_leaf_in_either_view_of_phi(num_latents):
+    lam = {"loc": jnp.zeros((3, 2)), "log_scale": jnp.zeros((3, 2))}
+    phi = {"w": {"logits": jnp.zeros(2)}, "z": lam} if num_latents == 2 else {"z": lam}
+    params = vj.Params({"bias": jnp.zeros(())}, phi, ())
+    names, members = groups(params)
+    leaves = ("phi/z/loc", "phi/z/log_scale")
+    assert names == ("theta", "phi", *(("phi/w/logits",) if num_latents == 2 else ()), *leaves)
+    for view in (vj.rows.Lam(phi), vj.rows.Rows(phi)):
+        seen = groups(params._replace(phi=view))
+        assert seen[0] == names
+        np.testing.assert_array_equal(seen[1], members)
+
+
+def test_a_report_in_lam_is_per_datum_and_free_of_the_encoder():
+    """An encoder's lam of three data: the mean agrees with the exact gradient in lam, and a bias
+    planted in one datum's is found in its leaf.
+    """
+    problem = problems.binary()
+    batch = problems.batch_of(problem, (0, 1, 2))
+    made = vj.estimator(problem.model, problem.guide, rules=vj.rules.disarm(), num_data=problems.N)
+    exact = vj.estimator(
+        problem.model, problem.guide, rules=vj.rules.enumerated(), num_data=problems.N
+    )
+    params = made.init_params(jax.random.key(0))
+    params = params._replace(phi=problems.generic(params.phi))
+    place = vj.in_lam(made, params, batch)
+    gradient = exact.estimate(jax.random.key(0), place, {"z": ()}, batch)[0].grads
+    planted = gradient._replace(phi=jax.tree.map(lambda leaf: leaf.at[1, 2].add(0.3), gradient.phi))
+    for right, flagged in ((gradient, False), (planted, True)):
+        report = lab.gradient_report(
+            jax.random.key(1),
+            made,
+            place,
+            {"z": ()},
+            batch,
+            num_draws=2000,
+            reference=lab.Reference(right),
+        )
+        assert report.variance.phi.lam["z"]["logits"].shape == (3, 3)
+        assert "phi" in report.blocks.block and not any("lam" in n for n in report.blocks.block)
+        row = report.blocks.block.index("phi")
+        assert (float(report.blocks.p_value[row]) < 1e-3) == flagged
+    worst = jnp.abs(report.bias.phi.lam["z"]["logits"] / report.bias_error.phi.lam["z"]["logits"])
+    assert int(jnp.argmax(worst)) == 5
 
 
 def test_the_dataframe_holds_every_block(setting, tmp_path):

@@ -14,9 +14,10 @@ from checks import assert_close
 import vijax as vj
 from vijax import lab
 from vijax.catalogue import CATALOGUE
+from vijax.families import FiniteSupport, lam_like
 from vijax.lab import cost
-from vijax.lab.comparison import _log_ratios, _ranks
 from vijax.lab.moments import _measure, measure
+from vijax.lab.ranking import log_ratios, ranks
 from vijax.rules import closed_form_entropy, doubly_reparameterized, pathwise, score
 
 MEAN, SPREAD = 1.0, 0.5
@@ -34,9 +35,7 @@ def noisy(scale):
         ), state
 
     params = vj.Params((), {"a": jnp.zeros(()), "b": jnp.zeros(())}, ())
-    return vj.Estimator(
-        lambda key: params, lambda key, params: (), estimate, estimate, lambda params: params, 1
-    )
+    return vj.estimator_from(estimate, lambda key: params, num_data=1)
 
 
 def independent(estimator):
@@ -115,7 +114,7 @@ def test_intervals_of_ratios_cover():
     unpaired = 0
     for draws in squares.astype(float):  # [E, S]
         variance = draws.sum(axis=1) / (draws.shape[1] - 1)
-        log_ratio, error = _log_ratios(variance, draws)
+        log_ratio, error = log_ratios(variance, draws)
         for i, name in enumerate(exact, start=1):
             inside[name] += abs(log_ratio[i, 0] - exact[name]) <= 1.96 * error[i, 0]
         alone = np.sqrt(
@@ -149,16 +148,16 @@ def test_ranks_of_equals_are_ties_except_by_chance():
     wrong = 0
     for _ in range(300):
         squares = random.chisquare(4, size=(6, 400))
-        wrong += np.any(_ranks(*_log_ratios(squares.mean(axis=1), squares)) > 1)
+        wrong += np.any(ranks(*log_ratios(squares.mean(axis=1), squares)) > 1)
     assert wrong / 300 < 0.05 + 3.0 * (0.05 * 0.95 / 300) ** 0.5
     squares[3] *= 3.0
-    assert _ranks(*_log_ratios(squares.mean(axis=1), squares))[3] == 6
+    assert ranks(*log_ratios(squares.mean(axis=1), squares))[3] == 6
 
 
 def test_zero_variance_ranks_first_without_warnings():
     squares = np.stack([np.zeros(50), np.zeros(50), np.random.default_rng(0).chisquare(3, 50)])
-    log_ratio, error = _log_ratios(squares.mean(axis=1), squares)
-    assert list(_ranks(log_ratio, error)) == [1, 1, 3] and log_ratio[0, 1] == 0.0
+    log_ratio, error = log_ratios(squares.mean(axis=1), squares)
+    assert list(ranks(log_ratio, error)) == [1, 1, 3] and log_ratio[0, 1] == 0.0
 
 
 def test_an_estimator_that_is_not_finite_ranks_last():
@@ -184,13 +183,13 @@ def test_evaluations_are_those_of_the_metadata(place):
     of itself.
     """
     problem = getattr(problems, place)()
-    batch, family, checked = problems.batch_of(problem, (0, 1, 2)), problem.guide.family_z, 0
-    classes = jax.eval_shape(lambda: family.init(jax.random.key(0)))
+    batch, family, checked = problems.batch_of(problem, (0, 1, 2)), problem.guide.families["z"], 0
+    support = family.traits.get(FiniteSupport)
     sizes = {
         "K": 2,
         "B": 1,
-        "P": sum(leaf.size for leaf in jax.tree.leaves(classes)),
-        "S": family.support_size,
+        "P": sum(leaf.size for leaf in jax.tree.leaves(lam_like(family))),
+        "S": support.size if support else None,
     }
     sizes |= {"D": 3 if place == "binary" else 1, "C": 4 if place == "classes" else 2}
     for name, make in CATALOGUE.items():
@@ -236,6 +235,50 @@ def test_the_timed_loop_leaves_the_parameters():
     params = vj.Params((), {"a": jnp.ones(()), "b": jnp.full((), -2.0)}, ())
     after = cost._loop(jax.random.key(0), params, (), BATCH, 20, estimator=HAND["double"])
     jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+SECONDS, EACH, START = 0.02, 8.6e-6, 4e-4  # of a round, a gradient, a loop's start
+
+
+def stalling(seed, share):
+    """(name, count) -> seconds on a fake clock: of all calls this share, the first among them,
+    takes 50 ms longer, as where the machine does something else.
+    """
+    random, seen = np.random.default_rng(seed), []
+
+    def run(name, count):
+        seen.append(name)
+        return START + EACH * count + 0.05 * bool(len(seen) == 1 or random.random() < share)
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calibration_is_not_misled_by_slow_calls(seed):
+    def run(count):
+        return stalled("", count)
+
+    stalled = stalling(seed, 0.1)
+    assert 0.5 * SECONDS <= START + EACH * cost.calibrate(run, SECONDS) <= SECONDS + START
+    # Planted: a loop count that rests on one slow call.
+    stalled = stalling(seed, 0.1)
+    assert cost.calibrate(run, SECONDS, calls=1) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_estimator_by_three_names_takes_one_time(seed):
+    names = ("first", "second", "third")
+    timing = cost.interleaved(names, stalling(seed, 0.1), rounds=11, seconds=SECONDS)
+    assert timing.names == names and timing.rounds.shape == (11, 3)
+    assert max(timing.microseconds) < 1.5 * min(timing.microseconds)
+    np.testing.assert_allclose(timing.microseconds, 1e6 * EACH, rtol=0.1)
+
+
+def test_calibration_ends_for_slow_gradients_and_for_a_clock_that_stands_still():
+    asked = []
+    assert cost.calibrate(lambda count: asked.append(count) or 5.0 * count, SECONDS) == 1
+    assert len(asked) == 5
+    assert cost.calibrate(lambda count: 0.0, SECONDS) == cost.MOST
 
 
 def test_slopes_of_a_power_law(comparison):
@@ -317,41 +360,76 @@ def test_learned_brings_control_and_state_up():
 
 
 @pytest.mark.parametrize("place", ["binary", "classes", "regression", "global_bits"])
-def test_lam_space_obeys_the_chain_rule(place):
+def test_the_gradient_in_lam_obeys_the_chain_rule(place):
     """phi's gradient is the pull-back of lam's through the guide, draw by draw; theta's and the
     loss are the same.
     """
     problem = getattr(problems, place)()
-    both = problem.guide.family_w is not None and problem.guide.family_z is not None
-    rules = (
-        {"w": score(vj.baselines.none()), "z": pathwise()} if both else score(vj.baselines.none())
-    )
+    rules = score(vj.baselines.none())
+    if set(problem.guide.families) == {"w", "z"}:
+        rules = {"w": score(vj.baselines.none()), "z": pathwise()}
     made = vj.estimator(
         problem.model, problem.guide, rules=rules, num_samples=1, num_data=problems.N
     )
     params = made.init_params(jax.random.key(0))
     params = params._replace(phi=problems.generic(params.phi))
     state, batch = made.init(jax.random.key(0), params), problems.batch_of(problem)
-    locate = made.lam_space.locate
+
+    def locate(phi):
+        return vj.in_lam(made, params._replace(phi=phi), batch)
 
     @jax.jit
     def run(key):
         ours = made.estimate(key, params, state, batch)[0]
-        theirs = lab.in_lam(made).estimate(key, locate(params, batch), state, batch)[0]
-        _, pull = jax.vjp(lambda phi: locate(params._replace(phi=phi), batch).phi, params.phi)
-        return (
-            ours.loss,
-            ours.grads,
-            theirs.loss,
-            theirs.grads._replace(phi=pull(theirs.grads.phi)[0]),
-        )
+        theirs = made.estimate(key, locate(params.phi), state, batch)[0]
+        _, pull = jax.vjp(lambda phi: locate(phi).phi, params.phi)
+        pulled = theirs.grads._replace(phi=pull(theirs.grads.phi)[0])
+        return (ours.loss, ours.grads), (theirs.loss, pulled)
 
-    loss, grads, lam_loss, lam_grads = run(jax.random.key(3))
-    assert_close((loss, grads), (lam_loss, lam_grads), tolerance=1e-5)
-    half = vj.split(theta=made, phi=made)
-    assert half.lam_space is not None
+    assert_close(*run(jax.random.key(3)), tolerance=1e-5)
+
+
+def test_what_cannot_be_located_is_refused():
+    params = HAND["one"].init_params(jax.random.key(0))
     with pytest.raises(ValueError, match="does not say where q's parameters are"):
-        lab.in_lam(HAND["one"])
+        vj.in_lam(HAND["one"], params, BATCH)
+
+
+def test_comparisons_in_lam():
+    """The same estimator objects, `split` among them, at phi and along a path of lam: theta's
+    figures agree, phi's are those of lam.
+    """
+    problem = problems.binary()
+    batch = problems.batch_of(problem, (0, 1, 2))
+    one, other = (
+        vj.estimator(problem.model, problem.guide, rules=score(baseline), num_data=problems.N)
+        for baseline in (vj.baselines.none(), vj.baselines.moving_average())
+    )
+    made = {"average": other, "split": vj.split(theta=other, phi=one)}
+    params = one.init_params(jax.random.key(0))
+    params = params._replace(phi=problems.generic(params.phi))
+    lam = vj.in_lam(one, params, batch)
+    learned = {"average": lab.learn(jax.random.key(1), other, lam, batch, num_steps=20)}
+    key, num_draws = jax.random.key(2), 200
+    located = lab.along(key, made, {0: lam}, batch, num_draws=num_draws, learned={0: learned})
+    stored = lab.compare(
+        jax.random.fold_in(key, 0),
+        made,
+        params,
+        batch,
+        num_draws=num_draws,
+        learned=learned,
+        rounds=0,
+    )
+    np.testing.assert_array_equal(stored.block, ["theta", "theta", "phi", "phi"])
+    np.testing.assert_array_equal(located.block, stored.block)
+    np.testing.assert_allclose(located.variance[:2], stored.variance[:2], rtol=1e-4)
+    assert np.all(located.variance[2:] > 0.0)
+    assert np.all(located.variance[2:] != stored.variance[2:])
+    # The timed loop takes such parameters and leaves their form.
+    place, state = lam._replace(control=learned["average"].control), learned["average"].state
+    after = jax.eval_shape(lambda p: cost._loop(key, p, state, batch, 1, estimator=other), place)
+    assert jax.tree.structure(after) == jax.tree.structure(place)
 
 
 def test_sources_of_variance_add_up_and_are_those_of_the_closed_form():
@@ -369,7 +447,8 @@ def test_sources_of_variance_add_up_and_are_those_of_the_closed_form():
     row = found.block.index("theta/bias")
     # bias: dlog p(x | z) / dbias = (x - w z - b) / 0.49, times N = 3; z ~ N(m_i, s_i^2), weight w =
     # 1, bias b = 0.
-    loc, scale = params.phi["loc"][:, 0], jnp.exp(params.phi["log_scale"][:, 0])
+    lam = params.phi["z"]
+    loc, scale = lam["loc"][:, 0], jnp.exp(lam["log_scale"][:, 0])
     within = 9.0 * float(jnp.mean(scale**2)) / 0.49**2
     between = 9.0 * float(jnp.var((x - loc) / 0.49))
     assert abs(found.latents[row] - within) < 5.0 * found.latents_error[row]
@@ -378,6 +457,18 @@ def test_sources_of_variance_add_up_and_are_those_of_the_closed_form():
         jax.random.key(1), made, params, {"z": ()}, x, batch_size=3, num_batches=200, num_draws=3
     )
     assert abs(whole.minibatches[row]) < 5.0 * whole.minibatches_error[row]
+    # A table's rows are q's own parameters already.
+    place = vj.in_lam(made, params, vj.Batch(x, jnp.arange(problems.N)))
+    given = {"batch_size": 1, "num_batches": 20}
+    by_row, by_lam = (
+        lab.variance_sources(jax.random.key(1), made, p, {"z": ()}, x, **given)
+        for p in (params, place)
+    )
+    assert by_row.block == by_lam.block and "phi/z/loc" in by_lam.block
+    assert_close(by_row[1:], by_lam[1:], tolerance=1e-5)
+    with pytest.raises(ValueError, match="q's own parameters of .1. data"):
+        short = vj.in_lam(made, params, vj.Batch(x[:1], jnp.arange(1)))
+        lab.variance_sources(jax.random.key(1), made, short, {"z": ()}, x, **given)
     with pytest.raises(ValueError, match="pass all of its data"):
         lab.variance_sources(
             jax.random.key(1), made, params, {"z": ()}, x[:2], batch_size=1, num_batches=10
@@ -407,7 +498,12 @@ def test_sticking_the_landing_is_better_only_for_wide_q():
     }
     params = made["total"].init_params(jax.random.key(0))
     for variance, best in ((0.3, "total"), (0.8, "path")):
-        phi = {"loc": jnp.full((1, 1), 0.4), "log_scale": jnp.full((1, 1), 0.5 * np.log(variance))}
+        phi = {
+            "z": {
+                "loc": jnp.full((1, 1), 0.4),
+                "log_scale": jnp.full((1, 1), 0.5 * np.log(variance)),
+            }
+        }
         moments = {
             name: measure(
                 jax.random.key(2), one, params._replace(phi=phi), {"z": ()}, BATCH, num_draws=4000

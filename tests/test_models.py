@@ -7,145 +7,47 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from scipy import special, stats
+from model_fixtures import FACTORS, NORMAL, PCA
+from registry import MODELS
 
 from vijax import families, models
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-RNG = np.random.default_rng(0)
-PCA = {"weights": RNG.normal(size=(4, 2)), "bias": RNG.normal(size=4), "log_noise": np.array(-0.3)}
-MIXTURE = {
-    "logits": RNG.normal(size=3),
-    "loc": RNG.normal(size=(3, 2)),
-    "log_scale": 0.3 * RNG.normal(size=(3, 2)),
-}
-FACTORS = {
-    "logits": RNG.normal(size=2),
-    "weights": RNG.normal(size=(2, 3, 1)),
-    "bias": RNG.normal(size=(2, 3)),
-    "log_noise": np.array(-0.2),
-}
-NORMAL = {"loc": RNG.normal(size=2), "log_scale": 0.3 * RNG.normal(size=2)}
-SPREAD = {"log_scale": np.array([0.3, -0.2])}
+WITH_THETA = [name for name, fixture in MODELS.items() if jax.tree.leaves(fixture.theta)]
 
 
-def log_normal(x, loc, scale):
-    return stats.norm.logpdf(x, loc, scale).sum()
+def simulated(fixture, num_data):
+    """(z, x) leaves [num_data, ...] of a model with a local latent."""
+    draw = jax.jit(fixture.model.simulate, static_argnums=2)
+    latents, x = jax.device_get(draw(jax.random.key(1), fixture.theta, num_data))
+    return latents["z"] if "w" in fixture.model.latents else latents, x
 
 
-# Per model: theta, and what scipy says of log p(z) and log p(x | z) at (w, z, x).
-LOCAL = {
-    "conjugate_normal": (
-        models.conjugate_normal(2, noise_scale=0.7),
-        NORMAL,
-        lambda w, z: log_normal(z, NORMAL["loc"], np.exp(NORMAL["log_scale"])),
-        lambda w, z, x: log_normal(x, z, 0.7),
-    ),
-    "probabilistic_pca": (
-        models.probabilistic_pca(4, 2),
-        PCA,
-        lambda w, z: log_normal(z, 0.0, 1.0),
-        lambda w, z, x: log_normal(x, PCA["weights"] @ z + PCA["bias"], np.exp(-0.3)),
-    ),
-    "gaussian_mixture": (
-        models.gaussian_mixture(3, 2),
-        MIXTURE,
-        lambda w, z: np.log(special.softmax(MIXTURE["logits"])) @ z,
-        lambda w, z, x: log_normal(x, z @ MIXTURE["loc"], np.exp(z @ MIXTURE["log_scale"])),
-    ),
-    "mixture_of_factor_analyzers": (
-        models.mixture_of_factor_analyzers(2, 3, 1),
-        FACTORS,
-        lambda w, z: (
-            np.log(special.softmax(FACTORS["logits"])) @ z["c"] + log_normal(z["z"], 0.0, 1.0)
-        ),
-        lambda w, z, x: log_normal(
-            x,
-            np.tensordot(z["c"], FACTORS["weights"], 1) @ z["z"] + z["c"] @ FACTORS["bias"],
-            np.exp(-0.2),
-        ),
-    ),
-    "hierarchical_normal": (
-        models.hierarchical_normal(2, prior_scale=1.5, noise_scale=0.6),
-        SPREAD,
-        lambda w, z: log_normal(z, w, np.exp(SPREAD["log_scale"])),
-        lambda w, z, x: log_normal(x, z, 0.6),
-    ),
-}
-FEATURES = {"features": RNG.normal(size=3), "label": np.array(1.0)}
-STUDY = jax.tree.map(lambda leaf: leaf[0], models.eight_schools_data())
-
-
-def study_log_prior(w):
-    return (
-        log_normal(w[0], 0.0, 5.0)
-        + stats.halfcauchy.logpdf(np.exp(w[1]), scale=5.0)
-        + w[1]
-        + log_normal(w[2:], 0.0, 1.0)
-    )
-
-
-# Per model: dimension of w, datum, and what scipy says of log p(w) and log p(x | w).
-GLOBAL = {
-    "linear_regression": (
-        models.linear_regression(3, noise_scale=0.6, prior_scale=1.4),
-        3,
-        FEATURES,
-        lambda w: log_normal(w, 0.0, 1.4),
-        lambda w, x: log_normal(x["label"], x["features"] @ w, 0.6),
-    ),
-    "logistic_regression": (
-        models.logistic_regression(3, prior_scale=1.4),
-        3,
-        FEATURES,
-        lambda w: log_normal(w, 0.0, 1.4),
-        lambda w, x: stats.bernoulli.logpmf(x["label"], special.expit(x["features"] @ w)),
-    ),
-    "eight_schools": (
-        models.eight_schools(),
-        10,
-        STUDY,
-        study_log_prior,
-        lambda w, x: log_normal(x["effect"], w[0] + np.exp(w[1]) * w[2:], x["standard_error"]),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LOCAL)
-def test_local_log_joint_is_scipys_and_its_prior_a_family(name):
-    model, theta, log_prior, log_lik = LOCAL[name]
-    w = np.array([0.4, -0.9]) if "w" in model.latents else None
-    latents, data = jax.device_get(
-        jax.jit(model.simulate, static_argnums=2)(jax.random.key(1), theta, 4)
-    )
+@pytest.mark.parametrize("name", MODELS)
+def test_log_joint_is_scipys_and_its_prior_a_family(name):
+    fixture = MODELS[name]
+    model, theta = fixture.model, fixture.theta
+    assert set(model.priors) == set(fixture.stated)
+    zs, xs = simulated(fixture, 4) if fixture.x is None else (None, None)
     log_local = jax.jit(model.log_local)
     for i in range(4):
-        z, x = jax.tree.map(
-            lambda leaf, i=i: leaf[i], (latents["z"] if w is not None else latents, data)
-        )
-        prior, lik = log_prior(w, z), log_lik(w, z, x)
-        assert abs(float(log_local(theta, w, z, x)) - prior - lik) < 1e-10
-        stated = model.prior_z.family.log_prob(
-            model.prior_z.locate(theta, w), jax.tree.map(jnp.asarray, z)
-        )
-        assert abs(float(stated) - prior) < 1e-10
-
-
-@pytest.mark.parametrize("name", GLOBAL)
-def test_global_log_joint_is_scipys_and_its_prior_a_family(name):
-    model, dim, x, log_prior, log_lik = GLOBAL[name]
-    for w in np.random.default_rng(2).normal(size=(4, dim)):
-        assert abs(float(model.log_prior((), jnp.asarray(w))) - log_prior(w)) < 1e-10
-        assert abs(float(model.log_local((), jnp.asarray(w), None, x)) - log_lik(w, x)) < 1e-10
-        if model.prior_w is not None:
-            assert (
-                abs(
-                    float(model.prior_w.family.log_prob(model.prior_w.locate(()), jnp.asarray(w)))
-                    - log_prior(w)
-                )
-                < 1e-10
-            )
+        w = None if fixture.w is None else fixture.w[i]
+        z, x = jax.tree.map(lambda leaf, i=i: leaf[i], (zs, xs))
+        x = x if fixture.x is None else fixture.x
+        scipys = {}
+        if fixture.log_prior is not None:
+            scipys["w"] = fixture.log_prior(w)
+            assert abs(float(model.log_prior(theta, jnp.asarray(w))) - scipys["w"]) < 1e-10
+        if fixture.log_local is not None:
+            scipys["z"] = fixture.log_local(w, z)
+        assert set(scipys) == set(model.latents)
+        joint = scipys.get("z", 0.0) + fixture.log_lik(w, z, x)
+        assert abs(float(log_local(theta, w, z, x)) - joint) < 1e-10
+        for latent, prior in model.priors.items():
+            lam = prior.locate(theta) if latent == "w" else prior.locate(theta, w)
+            value = jax.tree.map(jnp.asarray, w if latent == "w" else z)
+            assert abs(float(prior.family.log_prob(lam, value)) - scipys[latent]) < 1e-10
 
 
 @pytest.mark.parametrize(
@@ -153,13 +55,14 @@ def test_global_log_joint_is_scipys_and_its_prior_a_family(name):
 )
 def test_prior_is_stated_in_the_family_of_the_guide(family):
     model = models.probabilistic_pca(4, 2, prior_family=family)
-    assert model.prior_z.family.name == family(2).name
-    lam = model.prior_z.locate(PCA, None)
-    assert float(model.prior_z.family.kl(lam, lam)) == 0.0
+    prior = model.priors["z"]
+    assert prior.family.name == family(2).name
+    lam = prior.locate(PCA, None)
+    assert float(families.need(prior.family, families.Kl).value(lam, lam)) == 0.0
 
 
 def test_mixture_of_factor_analyzers_evidence_is_the_oracles():
-    model = LOCAL["mixture_of_factor_analyzers"][0]
+    model = MODELS["mixture_of_factor_analyzers"].model
     for x in np.random.default_rng(3).normal(size=(3, 3)):
         exact = oracles.factor_mixture_log_evidence(x, **FACTORS)
         assert abs(float(model.log_evidence(FACTORS, jnp.asarray(x))) - exact) < 1e-10
@@ -170,7 +73,7 @@ def test_log_joint_is_affine_in_a_relaxed_assignment(name):
     """What relaxations differentiate: between two assignments the log joint is their straight
     line.
     """
-    model, theta, _, _ = LOCAL[name]
+    model, theta = MODELS[name].model, MODELS[name].theta
     z, x = model.simulate(jax.random.key(1), theta, 1)
     corners = jnp.eye(2, theta["logits"].shape[0])
 
@@ -185,10 +88,10 @@ def test_log_joint_is_affine_in_a_relaxed_assignment(name):
 
 
 def score_draws(name, simulated_theta, *, num_draws=4000):
-    """Scores d log p(x) / d theta at `LOCAL`'s theta of data simulated at another: mean zero if the
-    two agree.
+    """Scores d log p(x) / d theta at the fixture's theta of data simulated at another, those of
+    log p(z, x) where the evidence is unknown: mean zero if the two agree.
     """
-    model, theta, _, _ = LOCAL[name]
+    model, theta = MODELS[name].model, MODELS[name].theta
     theta, simulated_theta = jax.tree.map(jnp.asarray, (theta, simulated_theta))
 
     @jax.jit
@@ -199,7 +102,9 @@ def score_draws(name, simulated_theta, *, num_draws=4000):
                 return jax.grad(model.log_evidence)(theta, model.simulate(k, simulated_theta, 3)[1])
 
             return jax.vmap(one)(jax.random.split(key, num_draws))
-        _, x = model.simulate(key, simulated_theta, num_draws)
+        z, x = model.simulate(key, simulated_theta, num_draws)
+        if model.log_evidence is None:
+            return jax.vmap(jax.grad(model.log_local), (None, None, 0, 0))(theta, None, z, x)
         return jax.vmap(jax.grad(model.log_evidence), (None, 0))(theta, x)
 
     return jax.device_get(draws(jax.random.key(5)))
@@ -211,14 +116,16 @@ def assert_mean_zero(draws):
         assert z.max() < 5.0, f"{jax.tree_util.keystr(path)}: z = {z.max():.1f}"
 
 
-@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize("name", WITH_THETA)
 def test_simulation_agrees_with_the_evidence(name):
-    assert_mean_zero(score_draws(name, LOCAL[name][1]))
+    assert_mean_zero(score_draws(name, MODELS[name].theta))
 
 
-@pytest.mark.parametrize("name", ["probabilistic_pca", "gaussian_mixture"])
-def test_score_check_catches_data_of_another_theta(name):
-    shifted = jax.tree.map(lambda leaf: leaf + 0.1, LOCAL[name][1])
+@pytest.mark.parametrize(
+    ("name", "shift"), [("probabilistic_pca", 0.1), ("gaussian_mixture", 0.1), ("vae", 0.3)]
+)
+def test_score_check_catches_data_of_another_theta(name, shift):
+    shifted = jax.tree.map(lambda leaf: leaf + shift, MODELS[name].theta)
     with pytest.raises(AssertionError, match="z ="):
         assert_mean_zero(score_draws(name, shifted))
 
@@ -229,7 +136,7 @@ def test_regressions_simulate_their_likelihood_and_prior():
     """
     keys = jax.random.split(jax.random.key(6), 2000)
     for name, mean in (("linear_regression", lambda a: a), ("logistic_regression", jax.nn.sigmoid)):
-        model = GLOBAL[name][0]
+        model = MODELS[name].model
         w, x = jax.jit(jax.vmap(lambda key, model=model: model.simulate(key, (), 2)))(keys)
         residual = x["label"] - mean(jnp.einsum("snd,sd->sn", x["features"], w))
         variance = (

@@ -27,13 +27,14 @@ from multisample import (
     linear,
     mean_gradient,
     normal,
+    support_of,
     surrogate_of,
     two_levels,
 )
 from multisample import precise as precise
 
 from vijax import baselines, objectives, path_weights, rules
-from vijax.families import diag_normal
+from vijax.families import diag_normal, log_probs
 
 # Objectives
 # ------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def test_bounds_are_ordered():
     """
     toy, (theta, lam) = discrete(B3), bits()
     log_p, log_post = jax.nn.logsumexp(theta), jax.nn.log_softmax(theta)
-    log_q = jax.vmap(lambda z: toy.family.log_prob(lam, z))(toy.family.support())
+    log_q = log_probs(toy.family, lam, support_of(toy.family))
     elbo = expected(toy, objectives.elbo, 1, theta, lam)
     np.testing.assert_allclose(log_p, elbo + jnp.exp(log_q) @ (log_q - log_post), rtol=1e-13)
     ladder = [float(expected(toy, objectives.iwae, k, theta, lam)) for k in (1, 2, 3)]
@@ -68,7 +69,7 @@ def test_thermodynamic_integration():
     sum is a lower bound.
     """
     toy, (theta, lam) = discrete(B3), bits()
-    log_q = jax.vmap(lambda z: toy.family.log_prob(lam, z))(toy.family.support())
+    log_q = log_probs(toy.family, lam, support_of(toy.family))
 
     def at(beta):
         return jax.nn.softmax(log_q + beta * (theta - log_q)) @ (theta - log_q)
@@ -80,15 +81,17 @@ def test_thermodynamic_integration():
     )
     np.testing.assert_allclose(at(0.0), expected(toy, objectives.elbo, 1, theta, lam), rtol=1e-12)
     # Equal q: the eight states are the exact proportions
-    copies = objectives.thermodynamic(BETAS)(theta + math.log(8.0))
+    copies = objectives.thermodynamic(BETAS).value(theta + math.log(8.0))
     assert jnp.mean(theta + math.log(8.0)) < copies < log_p
 
 
 def test_jackknife_is_its_definition():
     log_w = jnp.array([0.3, -2.0, 1.5])
-    left_out = np.mean([objectives.iwae(jnp.delete(log_w, k)) for k in range(3)])
+    left_out = np.mean([objectives.iwae.value(jnp.delete(log_w, k)) for k in range(3)])
     np.testing.assert_allclose(
-        objectives.jackknife()(log_w), 3 * objectives.iwae(log_w) - 2 * left_out, rtol=1e-13
+        objectives.jackknife().value(log_w),
+        3 * objectives.iwae.value(log_w) - 2 * left_out,
+        rtol=1e-13,
     )
     assert objectives.jackknife(objectives.elbo) is objectives.elbo
 
@@ -118,8 +121,8 @@ def test_the_score_form_of_the_chi_bound():
     sample.
     """
     toy, (theta, lam) = discrete(B3), bits()
-    states = toy.family.support()
-    log_q = jax.vmap(lambda z: toy.family.log_prob(lam, z))(states)
+    states = support_of(toy.family)
+    log_q = log_probs(toy.family, lam, states)
     moment = jnp.exp(log_q + 3.0 * (theta - log_q))
     stated = (1.0 - 3.0) * moment @ (states - jax.nn.sigmoid(lam["logits"])[None])
     mean = mean_gradient(
@@ -160,7 +163,7 @@ def test_the_two_vimco_baselines():
     assert float(jnp.abs(geometric(log_w) - arithmetic(log_w)).max()) > 0.05
     np.testing.assert_allclose(
         arithmetic(log_w),
-        objectives.iwae(log_w) - jax.vmap(objectives.iwae)(objectives.others(log_w)),
+        objectives.iwae.value(log_w) - jax.vmap(objectives.iwae.value)(objectives.others(log_w)),
     )
     for signal in (geometric, arithmetic):
         np.testing.assert_allclose(signal(jnp.full(4, -3.0)), np.zeros(4), atol=1e-15)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import qmc
 
+import vijax as vj
 from vijax import families, noise
+from vijax.families import UniformNoise, need
 from vijax.objectives import elbo, iwae
 from vijax.rules import (
     closed_form_kl,
@@ -47,12 +49,12 @@ def sampler(rule, log_joint, num_samples):
     """
 
     def bound(lam, key, factor):
-        return rule.surrogate(
+        return vj.expect(
             key,
             NORMAL,
             lam,
             lambda s: factor * log_joint(s.z) - s.log_q,
-            objective=elbo,
+            rule=rule,
             num_samples=num_samples,
             state=rule.init_state(),
         )[0]
@@ -177,7 +179,7 @@ def test_products_and_chains_share_one_design():
     family = families.product(
         a=families.diag_normal(2), b=families.categorical(3), c=families.exponential(1)
     )
-    assert family.num_uniforms == 6
+    assert need(family, UniformNoise).num_uniforms == 6
     drawn = noise.sobol().draw(jax.random.key(0), family, 4)
     assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(
         jnp.shape, family.noise(jax.random.key(0), 4)
@@ -190,7 +192,7 @@ def test_products_and_chains_share_one_design():
     )
     drawn = noise.antithetic().draw(jax.random.key(0), chain, 4)
     np.testing.assert_array_equal(drawn["a"][:2], -drawn["a"][2:])
-    assert chain.num_uniforms == 4
+    assert need(chain, UniformNoise).num_uniforms == 4
 
 
 def test_what_would_be_silently_wrong_is_refused():

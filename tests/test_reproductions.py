@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import harness
-from experiments.reproductions import (
+from experiments.common import harness
+from experiments.gradient_variance.reproductions import (
     REPRODUCTIONS,
     bernoulli_noise,
+    bernoulli_rules,
     bernoulli_toys,
     claims,
     closed_form_variances,
@@ -104,17 +105,17 @@ def test_a_path_derivative_that_keeps_the_score_disagrees():
 
 def test_discrete_rules_with_a_wrong_mean_or_variance_disagree():
     name, draws = "disarm()", smoke("bernoulli_toys").metrics["num_draws"]
-    seen = table(bernoulli_toys.Seen, name, "bernoulli_toys")
+    seen = table(bernoulli_rules.Seen, name, "bernoulli_toys")
     assert draws >= 1000 and not disagreeing(bernoulli_toys._claims(name, seen))
     gradient = np.asarray(
-        [bernoulli_noise.gradient(eta, bernoulli_toys.THREE_BITS) for eta in bernoulli_toys.ETA]
+        [bernoulli_noise.gradient(eta, bernoulli_rules.T) for eta in bernoulli_rules.ETA]
     )
     shrunk = seen._replace(bias=seen.bias - 0.5 * gradient)
     assert disagreeing(bernoulli_toys._claims(name, shrunk)) == [f"bias of {name}"]
     arm = np.asarray(
         [
-            bernoulli_noise.arm(eta, bernoulli_toys.THREE_BITS, integrated=False)[1]
-            for eta in bernoulli_toys.ETA
+            bernoulli_noise.arm(eta, bernoulli_rules.T, integrated=False)[1]
+            for eta in bernoulli_rules.ETA
         ]
     )
     assert disagreeing(bernoulli_toys._claims(name, seen._replace(exact_variance=arm))) == [
@@ -127,12 +128,10 @@ def test_coupled_draws_of_size_two_are_a_pair():
     their mean.
     """
     for eta in (-1.3, 0.0, 0.7):
-        pair = bernoulli_noise.arm(eta, bernoulli_toys.THREE_BITS, integrated=True)
+        pair = bernoulli_noise.arm(eta, bernoulli_rules.T, integrated=True)
+        np.testing.assert_allclose(bernoulli_noise.arms(eta, bernoulli_rules.T, 2), pair, rtol=1e-9)
         np.testing.assert_allclose(
-            bernoulli_noise.arms(eta, bernoulli_toys.THREE_BITS, 2), pair, rtol=1e-9
-        )
-        np.testing.assert_allclose(
-            pair[0], bernoulli_noise.gradient(eta, bernoulli_toys.THREE_BITS), rtol=1e-9
+            pair[0], bernoulli_noise.gradient(eta, bernoulli_rules.T), rtol=1e-9
         )
 
 

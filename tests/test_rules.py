@@ -10,8 +10,10 @@ import pytest
 from checks import assert_close
 from flax import linen
 
+import vijax as vj
 from vijax import densities, families, rules
 from vijax.baselines import leave_one_out
+from vijax.families import FiniteSupport, log_probs, need
 from vijax.objectives import elbo, iwae, renyi
 from vijax.rules import closed_form_entropy, doubly_reparameterized, enumerated, pathwise, score
 
@@ -24,8 +26,8 @@ def gradient(rule, family, log_joint, lam, key, *, objective=elbo, num_samples=1
 
     def bound(lam):
         integrand = lambda s: log_joint(s.z) - s.log_q  # noqa: E731
-        return rule.surrogate(
-            key, family, lam, integrand, objective=objective, num_samples=num_samples
+        return vj.expect(
+            key, family, lam, integrand, rule=rule, objective=objective, num_samples=num_samples
         )[0]
 
     return jax.jit(jax.value_and_grad(bound))(lam)
@@ -100,10 +102,11 @@ def test_doubly_reparameterized_is_the_general_formula(objective, x64):
     et al. 2019).
     """
     lam, key = jax.tree.map(jnp.asarray, LAM), jax.random.key(4)
-    drawn = rules.draw(key, DIAG, lam, 4)
-    path = lambda lam: jnp.stack([rules.draw(key, DIAG, lam, 4).z[k] for k in range(4)])  # noqa: E731
+    drawn = rules.draw(key, vj.Q(DIAG, lam), 4)
+    path = lambda lam: rules.draw(key, vj.Q(DIAG, lam), 4).z  # noqa: E731
     log_w = jax.vmap(lambda z: normal_target(z) - DIAG.log_prob(lam, z))(drawn.z)
-    factor = jax.grad(objective)(log_w) - jnp.diagonal(jax.hessian(objective)(log_w))
+    curvature = jnp.diagonal(jax.hessian(objective.value)(log_w))
+    factor = jax.grad(objective.value)(log_w) - curvature
     slope = jax.vmap(jax.grad(lambda z: normal_target(z) - DIAG.log_prob(lam, z)))(drawn.z)
     _, pull = jax.vjp(path, lam)
     expected = pull(factor[:, None] * slope)[0]
@@ -153,7 +156,7 @@ def test_leave_one_out_is_vargrad(x64):
         jax.random.key(7),
         lambda b: jnp.asarray(TABLE)[tuple(b.astype(int))],
     )
-    z = rules.draw(key, BITS, lam, 5).z
+    z = rules.draw(key, vj.Q(BITS, lam), 5).z
 
     def half_variance(lam):
         return -0.5 * jnp.var(jax.vmap(lambda z: BITS.log_prob(lam, z) - state(z))(z), ddof=1)
@@ -189,8 +192,7 @@ def test_enumerated_is_exact_without_noise(x64):
     log_joint = lambda b: jnp.asarray(TABLE)[tuple(b.astype(int))]  # noqa: E731
 
     def exact(lam):
-        z = BITS.support()
-        log_q = jax.vmap(BITS.log_prob, (None, 0))(lam, z)
+        log_q = log_probs(BITS, lam, need(BITS, FiniteSupport).values())
         return jnp.exp(log_q) @ (jnp.asarray(TABLE).ravel() - log_q)
 
     results = [
@@ -225,8 +227,8 @@ class Loss(linen.Module):
         lam = {"loc": linen.Dense(2)(x), "log_scale": linen.Dense(2)(x)}
         decode = self.param("decode", linen.initializers.ones, (2,))
         integrand = lambda s: normal_target(s.z) + jnp.vdot(decode, s.z) - s.log_q  # noqa: E731
-        return -doubly_reparameterized().surrogate(
-            key, DIAG, lam, integrand, objective=iwae, num_samples=3
+        return -vj.expect(
+            key, DIAG, lam, integrand, rule=doubly_reparameterized(), objective=iwae, num_samples=3
         )[0]
 
 

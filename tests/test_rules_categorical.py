@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from checks import assert_close, assert_unbiased
 
+import vijax as vj
 from vijax import families
+from vijax.families import FiniteSupport, log_probs, need
 from vijax.objectives import elbo, iwae
 from vijax.rules import mixed, score
 from vijax.rules.arsm import arsm
@@ -84,7 +86,8 @@ TOYS = {
 
 def at(toy, place):
     """(params = (lam, theta)) of a toy."""
-    table = np.random.default_rng(3).normal(size=toy.family.support_size) * 2.0 + 1.0
+    size = need(toy.family, FiniteSupport).size
+    table = np.random.default_rng(3).normal(size=size) * 2.0 + 1.0
     return {"logits": jnp.asarray(toy.logits[place])}, jnp.asarray(table)
 
 
@@ -94,8 +97,8 @@ def surrogate(rule, toy, key, params, *, objective=elbo, num_samples=1, shift=0.
     def integrand(sample):
         return toy.index(sample.z) @ theta + shift - sample.log_q, {"z": toy.index(sample.z)}
 
-    return rule.surrogate(
-        key, toy.family, lam, integrand, objective=objective, num_samples=num_samples
+    return vj.expect(
+        key, toy.family, lam, integrand, rule=rule, objective=objective, num_samples=num_samples
     )[0]
 
 
@@ -104,11 +107,11 @@ def exact(toy, params, *, objective=elbo, num_samples=1):
 
     def bound(params):
         lam, theta = params
-        z = toy.family.support()
-        log_q = jax.vmap(toy.family.log_prob, (None, 0))(lam, z)
+        z = need(toy.family, FiniteSupport).values()
+        log_q = log_probs(toy.family, lam, z)
         log_w = jax.vmap(toy.index)(z) @ theta - log_q
         draws = np.array(list(itertools.product(range(len(log_q)), repeat=num_samples)))
-        return jnp.exp(log_q[draws].sum(axis=1)) @ jax.vmap(objective)(log_w[draws])
+        return jnp.exp(log_q[draws].sum(axis=1)) @ jax.vmap(objective.value)(log_w[draws])
 
     return jax.value_and_grad(bound)(params)
 
@@ -227,7 +230,7 @@ def ordered_draws(log_probs, size):
 
 
 def log_support(toy, params):
-    return jax.vmap(toy.family.log_prob, (None, 0))(params[0], toy.family.support())
+    return log_probs(toy.family, params[0], need(toy.family, FiniteSupport).values())
 
 
 # Toy, num_samples, baseline

@@ -9,8 +9,10 @@ import pytest
 from flax import linen
 from scipy import stats
 
+import vijax as vj
 from vijax import families, rules
 from vijax.baselines import none
+from vijax.families import FiniteSupport, WeakDerivative, log_probs, need
 from vijax.noise import Noise
 from vijax.objectives import elbo, iwae
 
@@ -80,12 +82,12 @@ def bound(rule, family, theta, lam, control, key, factor, num_samples=3, state=N
         return sum(parts.values()) - s.log_q, parts
 
     state = rule.init_state() if state is None else state
-    return rule.surrogate(
+    return vj.expect(
         key,
         family,
         lam,
         integrand,
-        objective=elbo,
+        rule=rule,
         num_samples=num_samples,
         control=control,
         state=state,
@@ -177,8 +179,8 @@ def test_aim_of_the_controls_is_reached():
 
     def spread(rule, control, integrand):
         def value(lam, key):
-            return rule.surrogate(
-                key, NORMAL, lam, integrand, objective=elbo, num_samples=2, control=control
+            return vj.expect(
+                key, NORMAL, lam, integrand, rule=rule, num_samples=2, control=control
             )[0]
 
         draws = jax.jit(jax.vmap(jax.grad(value), in_axes=(None, 0)))(
@@ -235,8 +237,8 @@ def test_lax_with_the_integrand_as_critic_is_pathwise_and_without_one_is_the_sco
 
     def gradient(rule):
         def value(lam):
-            return rule.surrogate(
-                jax.random.key(4), NORMAL, lam, lambda s: f(s.z), objective=elbo, num_samples=3
+            return vj.expect(
+                jax.random.key(4), NORMAL, lam, lambda s: f(s.z), rule=rule, num_samples=3
             )[0]
 
         return jax.jit(jax.grad(value))(LAM)
@@ -267,13 +269,12 @@ def moments(make, family, lam, integrand, control=(), state=()):
         given = Noise("given", lambda key, family, num_samples: jnp.reshape(e, (1, 1)))
 
         def value(lam):
-            return make(given).surrogate(
+            return vj.expect(
                 jax.random.key(0),
                 family,
                 lam,
                 integrand,
-                objective=elbo,
-                num_samples=1,
+                rule=make(given),
                 control=control,
                 state=state,
             )[0]
@@ -330,12 +331,12 @@ def test_fitted_scalar_is_the_regression_coefficient():
     @jax.jit
     def stats_of(keys):
         def one(key):
-            return rule.surrogate(
+            return vj.expect(
                 key,
                 ONE,
                 lam,
                 lambda s: -0.5 * jnp.sum((s.z - 1.1) ** 2) - s.log_q,
-                objective=elbo,
+                rule=rule,
                 num_samples=2,
                 state=rule.init_state(),
             )[1].stats
@@ -373,7 +374,7 @@ def test_variances_of_three_estimators_are_the_closed_forms():
     for name, rule in {"score": rules.score(none()), "measure": rules.measure_valued()}.items():
 
         def value(lam, key, rule=rule):
-            return rule.surrogate(key, ONE, lam, integrand, objective=elbo, num_samples=1)[0]
+            return vj.expect(key, ONE, lam, integrand, rule=rule)[0]
 
         keys = jax.random.split(jax.random.key(1), 60_000)
         draws = jax.jit(jax.vmap(jax.grad(value), in_axes=(None, 0)))(lam, keys)
@@ -426,8 +427,8 @@ def test_positive_and_count_families_against_quadrature(name):
         return jnp.sin(1.3 * z) + tilt * jnp.log1p(z)
 
     def value(lam, tilt, key):
-        return rule.surrogate(
-            key, family, lam, lambda s: jnp.sum(f(s.z, tilt)), objective=elbo, num_samples=2
+        return vj.expect(
+            key, family, lam, lambda s: jnp.sum(f(s.z, tilt)), rule=rule, num_samples=2
         )[0]
 
     keys = jax.random.split(jax.random.key(2), 8000)
@@ -460,25 +461,22 @@ def test_positive_and_count_families_against_quadrature(name):
 @pytest.mark.parametrize("logit", [0.0, 0.7, 12.0, -12.0])
 def test_bernoulli_measure_valued_is_exact_by_enumeration(logit):
     family, rng = families.bernoulli(3), np.random.default_rng(0)
-    table, support = jnp.asarray(rng.normal(size=8)), family.support()
+    table, support = jnp.asarray(rng.normal(size=8)), need(family, FiniteSupport).values()
     lam = {"logits": jnp.asarray([logit, 0.5, -0.3])}
 
     def f(z):
         return table[(z @ jnp.asarray([4.0, 2.0, 1.0])).astype(int)]
 
     def expectation(lam):
-        return jnp.vdot(
-            jnp.exp(jax.vmap(family.log_prob, in_axes=(None, 0))(lam, support)),
-            jax.vmap(f)(support),
-        )
+        return jnp.vdot(jnp.exp(log_probs(family, lam, support)), jax.vmap(f)(support))
 
     def given(z):
-        pair = family.weak_derivative(jax.random.key(0), lam, z)
+        pair = need(family, WeakDerivative).pairs(jax.random.key(0), lam, z)
         return pair.scale["logits"] * (
             jax.vmap(f)(pair.plus["logits"]) - jax.vmap(f)(pair.minus["logits"])
         )
 
-    probs = jnp.exp(jax.vmap(family.log_prob, in_axes=(None, 0))(lam, support))
+    probs = jnp.exp(log_probs(family, lam, support))
     np.testing.assert_allclose(
         probs @ jax.vmap(given)(support),
         jax.grad(expectation)(lam)["logits"],
@@ -501,7 +499,9 @@ def test_three_forms_of_the_entropy_term_share_one_mean():
         def build(noise):
             rule = make(rules.pathwise(noise=noise))
             return rule._replace(
-                surrogate=lambda *a, **k: rule.surrogate(*a, **(k | {"prior": prior}))
+                surrogate=lambda key, q, f, setting: rule.surrogate(
+                    key, q, f, setting._replace(prior=prior)
+                )
             )
 
         return build
@@ -525,7 +525,7 @@ def test_credit_ignores_what_is_free_of_the_block_and_lowers_the_variance():
                 parts["b"] = parts["b"] + shift * s.z["b"][0] ** 2
                 return sum(parts.values()) - s.log_q, parts
 
-            return rule.surrogate(key, BLOCKS, lam, integrand, objective=elbo, num_samples=2)[0]
+            return vj.expect(key, BLOCKS, lam, integrand, rule=rule, num_samples=2)[0]
 
         return jax.vmap(jax.grad(value), in_axes=(None, 0))(BLOCK_LAM, keys)
 

@@ -23,12 +23,13 @@ from discrete_noise import (
     run,
 )
 
+import vijax as vj
 from vijax import families
 from vijax.baselines import Baseline, none, replace_one
+from vijax.families import log_probs
 from vijax.objectives import elbo, iwae
 from vijax.rules import arm, arms, coupled, disarm, local_expectation, score
 from vijax.rules.coupled import copula, threshold
-from vijax.rules.discrete import live_weights
 
 
 @pytest.mark.parametrize("logits", BERNOULLI_LOGITS, ids=["random", "edges", "ties"])
@@ -60,10 +61,10 @@ def test_enumeration_catches_a_forgotten_direct_term(x64, monkeypatch):
     needs.
     """
 
-    def stopped(integrand, family, lam, z, keys):
-        return live_weights(integrand, family, jax.lax.stop_gradient(lam), z, keys)
+    def stopped(family, lam, z):
+        return log_probs(family, jax.lax.stop_gradient(lam), z)
 
-    monkeypatch.setattr(coupled, "live_weights", stopped)
+    monkeypatch.setattr(coupled, "log_probs", stopped)
     logits, settings = BERNOULLI_LOGITS[0], {"num_samples": 2, "objective": iwae}
     mean, _ = coupled_moments(monkeypatch, disarm(), logits, pair_noise(logits, 2, 1), **settings)
     with pytest.raises(AssertionError):
@@ -150,6 +151,6 @@ def test_disarm_of_a_linear_objective_is_the_mean_of_its_pairs(x64):
     pair = np.random.default_rng(0).normal(size=(3, 2))
     signal = np.asarray(coupled.group_signal(elbo, jnp.asarray(pair)))
     assert_equal(signal, (pair - pair.mean(axis=1, keepdims=True)) / 3.0)
-    # Not known to be linear
-    general = np.asarray(coupled.group_signal(lambda log_w: jnp.mean(log_w), jnp.asarray(pair)))
+    unknown = vj.Objective("mean, not known to be linear", jnp.mean)
+    general = np.asarray(coupled.group_signal(unknown, jnp.asarray(pair)))
     assert_equal(general, signal)

@@ -15,19 +15,23 @@ from discrete_noise import (
     THETA,
     assert_equal,
     exact_gradient,
+    noise_of,
     nonlinear,
     one_draw,
     perturbed,
     run,
+    support_of,
 )
 
 from vijax import families
+from vijax.families import log_probs, transports
 from vijax.rules import (
     concrete,
     double_control_variates,
     muprop,
     rebar,
     relax,
+    relaxed_scores,
     rodeo,
     to_mean_field,
 )
@@ -53,7 +57,7 @@ def integrated(monkeypatch, rule, family, logits, z, noise, weights, control):
     D].
     """
     scores = rebar_module.scores_of(family)
-    hard = 1.0 - z if family.bernoulli_logits is not None else 1e3 * z
+    hard = noise_of(family, z)
 
     def at(noise, logits):
         fixed = scores._replace(noise=lambda key, shape, dtype: noise[None])
@@ -68,8 +72,8 @@ def integrated_gradient(monkeypatch, rule, family, noise, weights, control):
     """logits -> the gradient, integrated over noise and summed over z."""
 
     def mean(logits):
-        z = family.support()
-        probs = jnp.exp(jax.vmap(family.log_prob, in_axes=(None, 0))({"logits": logits}, z))
+        z = support_of(family)
+        probs = jnp.exp(log_probs(family, {"logits": logits}, z))
         parts = [
             integrated(monkeypatch, rule, family, logits, state, noise, weights, control)
             for state in z
@@ -153,9 +157,9 @@ def test_integration_catches_a_path_through_the_condition_that_is_cut(x64, monke
     """The scores drawn given z move with the logits too; holding them fixed is the commonest error
     in REBAR.
     """
-    family, true = families.bernoulli(1), rebar_module.logistic_scores
+    family, true = families.bernoulli(1), relaxed_scores.logistic_scores
     monkeypatch.setattr(
-        rebar_module, "logistic_scores", lambda eta, z, e: true(jax.lax.stop_gradient(eta), z, e)
+        relaxed_scores, "logistic_scores", lambda eta, z, e: true(jax.lax.stop_gradient(eta), z, e)
     )
     noise, weights = logistic_grid()
     rule = rebar(tied=False)
@@ -179,9 +183,7 @@ def test_scores_have_the_right_hard_value_and_law(x64):
     keys = jax.random.split(jax.random.key(0), 2)
     for family, law in ((B3, jax.random.logistic), (families.categorical(3), jax.random.gumbel)):
         scores = rebar_module.scores_of(family)
-        z = jax.vmap(family.transport, in_axes=(None, 0))(
-            {"logits": logits}, family.noise(keys[0], 40_000)
-        )[0]
+        z, _ = transports(family, {"logits": logits}, family.noise(keys[0], 40_000))
         given = scores.given(logits[None], z, scores.noise(keys[1], z.shape, z.dtype))
         hard = (
             given > 0.0

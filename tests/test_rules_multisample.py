@@ -38,6 +38,7 @@ from multisample import (
     mean_gradient,
     normal,
     step_down,
+    support_of,
     surrogate_of,
     two_levels,
     wake_term,
@@ -46,8 +47,7 @@ from multisample import precise as precise
 
 import vijax as vj
 from vijax import baselines, objectives, path_weights, rules
-from vijax.families import bernoulli, diag_normal, full_normal
-from vijax.rules.generalized_doubly_reparameterized import inverse_of
+from vijax.families import Inverse, bernoulli, diag_normal, full_normal, log_probs, need
 
 # Unbiased rules
 # ------------------------------------------------------------------------------------------
@@ -167,10 +167,11 @@ def test_the_inverse_of_every_normal_family_undoes_its_sampler():
         lam = jax.tree.map(lambda leaf: leaf + 0.3, family.init(jax.random.key(1)))
         noise = jax.tree.map(lambda leaf: leaf[0], family.noise(jax.random.key(2), 1))
         there_and_back = jax.jit(
-            lambda lam, noise, f=family: inverse_of(f)(lam, f.transport(lam, noise)[0])
+            lambda lam, noise, f=family: need(f, Inverse).noise(lam, f.transport(lam, noise)[0])
         )
         assert_close(there_and_back(lam, noise), noise, tolerance=1e-12)
-    assert inverse_of(vj.families.product(a=diag_normal(2), c=bernoulli(2))) is None
+    mixed = vj.families.product(a=diag_normal(2), c=bernoulli(2))
+    assert mixed.traits.get(Inverse) is None
 
 
 def test_dropping_the_direct_term_is_caught():
@@ -265,8 +266,8 @@ def test_ovis_is_the_published_estimator_samplewise():
 
     def formula(z):
         log_w = jax.vmap(lambda z: toy.log_joint(theta, z) - toy.family.log_prob(lam, z))(z)
-        bound, v = objectives.iwae(log_w), jax.nn.softmax(log_w)
-        left_out = jnp.stack([objectives.iwae(jnp.delete(log_w, k)) for k in range(3)])
+        bound, v = objectives.iwae.value(log_w), jax.nn.softmax(log_w)
+        left_out = jnp.stack([objectives.iwae.value(jnp.delete(log_w, k)) for k in range(3)])
         control = left_out - gamma * v + (1.0 - gamma) * math.log(1.0 - 1.0 / 3.0)
         return (bound - v - control) @ (z - jax.nn.sigmoid(lam["logits"])[None])
 
@@ -282,7 +283,7 @@ def test_wake_tends_to_the_posterior_score_with_a_bias_of_order_one_over_samples
     """
     toy = discrete(B2)
     theta, lam = jnp.array([3.133, -2.367, 1.188, 0.0]), {"logits": jnp.array([0.4, -0.9])}
-    target = jax.nn.softmax(theta) @ (toy.family.support() - jax.nn.sigmoid(lam["logits"])[None])
+    target = jax.nn.softmax(theta) @ (support_of(toy.family) - jax.nn.sigmoid(lam["logits"])[None])
     means = {
         k: mean_gradient(toy, WAKE, objectives.iwae, k, theta, lam)[1]["logits"]
         for k in (2, 3, 4, 6)
@@ -292,7 +293,7 @@ def test_wake_tends_to_the_posterior_score_with_a_bias_of_order_one_over_samples
     assert np.all(np.diff([np.abs(mean - target) for mean in means.values()], axis=0) < 0.0)
 
     theta, lam = jnp.array([0.2, -1.0, 0.9, 0.1]), {"logits": jnp.array([0.6, 0.3])}
-    target = jax.nn.softmax(theta) @ (toy.family.support() - jax.nn.sigmoid(lam["logits"])[None])
+    target = jax.nn.softmax(theta) @ (support_of(toy.family) - jax.nn.sigmoid(lam["logits"])[None])
     four, six = (
         mean_gradient(toy, WAKE, objectives.iwae, k, theta, lam)[1]["logits"] - target
         for k in (4, 6)
@@ -307,10 +308,10 @@ def test_covariance_is_the_gradient_of_the_exact_thermodynamic_objective():
     """
     toy = discrete(B2)
     theta, lam = jnp.array([0.2, -1.0, 0.9, 0.1]), {"logits": jnp.zeros(2)}
-    states, objective = toy.family.support(), objectives.thermodynamic(BETAS)
+    states, objective = support_of(toy.family), objectives.thermodynamic(BETAS)
 
     def exact(theta, lam):
-        log_q = jax.vmap(lambda z: toy.family.log_prob(lam, z))(states)
+        log_q = log_probs(toy.family, lam, states)
         log_w = theta - log_q
         terms = [
             (c - b) * jax.nn.softmax(log_q + b * log_w) @ log_w

@@ -20,11 +20,13 @@ from discrete_noise import (
     perturbed,
     run,
     states_noise,
+    support_of,
 )
 
+import vijax as vj
 from vijax import families
 from vijax.baselines import learned, leave_one_out, moving_average, ovis, ovis_monte_carlo
-from vijax.objectives import elbo
+from vijax.families import log_probs
 from vijax.rules import double_control_variates, muprop
 
 NETWORK = learned(
@@ -102,12 +104,12 @@ def test_the_baseline_is_fitted_to_the_residual_and_the_scale_to_the_variance(x6
     np.testing.assert_allclose(-bar["scale"], difference, rtol=1e-6)
 
     averaged = muprop(baseline=moving_average(0.9))
-    _, aux = averaged.surrogate(
+    _, aux = vj.expect(
         jax.random.key(0),
         B3._replace(noise=lambda key, count: 1.0 - draw[None]),
         {"logits": logits},
         lambda s: nonlinear(jnp.asarray(THETA), s.z) - s.log_q,
-        objective=elbo,
+        rule=averaged,
         state=STATE,
     )
     new = averaged.update(STATE, aux.stats)
@@ -161,9 +163,8 @@ def test_the_learned_scale_is_at_rest_where_the_enumerated_variance_is_least(x64
     """
     noise, index = (jnp.asarray(part) for part in states_noise(B3, 2))
     logits, start = jnp.asarray(BERNOULLI_LOGITS[0]), rule.init(jax.random.key(0))
-    weights = jnp.exp(
-        jnp.sum(jax.vmap(lambda z: B3.log_prob({"logits": logits}, z))(B3.support())[index], axis=1)
-    )
+    log_q = log_probs(B3, {"logits": logits}, support_of(B3))
+    weights = jnp.exp(jnp.sum(log_q[index], axis=1))
 
     def at(scale):
         def one(noise):

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from checks import assert_close, assert_unbiased
 
+import vijax as vj
 from vijax import families
+from vijax.families import FiniteSupport, log_probs, need
 from vijax.objectives import elbo, iwae
 from vijax.rules import score
+from vijax.rules.perturbed_logits import mean_gap, perturbed_given
 from vijax.rules.relaxed import (
     gapped_straight_through,
     gumbel_rao,
     gumbel_softmax,
-    mean_gap,
-    perturbed_given,
     reinmax,
     straight_through,
     straight_through_gumbel,
@@ -75,15 +76,15 @@ def surrogate(rule, toy, key, params, degree, *, objective=elbo, num_samples=1):
     def integrand(sample):
         return polynomial(theta, sample.z, degree) - sample.log_q, sample.z
 
-    return rule.surrogate(
-        key, toy.family, lam, integrand, objective=objective, num_samples=num_samples
+    return vj.expect(
+        key, toy.family, lam, integrand, rule=rule, objective=objective, num_samples=num_samples
     )
 
 
 def exact(toy, params, degree):
     def bound(params):
-        z = toy.family.support()
-        log_q = jax.vmap(toy.family.log_prob, (None, 0))(params[0], z)
+        z = need(toy.family, FiniteSupport).values()
+        log_q = log_probs(toy.family, params[0], z)
         return jnp.exp(log_q) @ (jax.vmap(lambda z: polynomial(params[1], z, degree))(z) - log_q)
 
     return jax.grad(bound)(params)
@@ -112,7 +113,7 @@ def per_outcome(monkeypatch, rule, toy):
         return grad, aux.inner, jnp.exp(toy.family.log_prob(params[0], z))
 
     def run(params, degree):
-        z = toy.family.support()
+        z = need(toy.family, FiniteSupport).values()
         grads, drawn, probs = jax.vmap(one, (None, None, 0))(params, degree, z)
         return grads, drawn - z, probs
 
@@ -361,7 +362,7 @@ def test_the_direct_term_is_no_noise_and_is_kept_where_it_counts():
 
 @pytest.mark.parametrize("rule", [*HARD, gumbel_softmax(1.0)], ids=lambda rule: rule.name)
 def test_they_are_named_biased_and_need_logits(rule):
-    assert not rule.requires.unbiased and rule.requires.differentiates_z
+    assert not rule.requires.unbiased
     with pytest.raises(ValueError, match="pathwise"):
         rule.check(families.diag_normal(2), elbo, 1, None)
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 from jax.scipy import stats
 
+import vijax as vj
 from vijax import path_weights, rules
 from vijax.families import diag_normal
-from vijax.objectives import elbo
 
 FAMILY, NUM_SAMPLES, NUM_STEPS, NUM_FITS = diag_normal(1), 64, 600, 8
 TARGETS = {
@@ -32,13 +32,8 @@ def fits(rule, target):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, NUM_STEPS))
 
     def loss(lam, key):
-        return -rule.surrogate(
-            key,
-            FAMILY,
-            lam,
-            lambda s: target(s.z[0]) - s.log_q,
-            objective=elbo,
-            num_samples=NUM_SAMPLES,
+        return -vj.expect(
+            key, FAMILY, lam, lambda s: target(s.z[0]) - s.log_q, rule=rule, num_samples=NUM_SAMPLES
         )[0]
 
     def step(carry, key):

@@ -12,7 +12,10 @@ import pytest
 from checks import assert_unbiased
 
 import vijax as vj
-from experiments import harness, sbn
+from experiments.common import harness
+from experiments.sbn import __main__ as sbn
+from experiments.sbn.rules import RULES, estimator
+from experiments.sbn.training import build
 from vijax import rules
 
 PIXELS, DRAWS = 2, 4000
@@ -59,7 +62,7 @@ def test_two_layers_are_unbiased_in_every_weight(name):
     exact = vj.estimator(
         model, guide, rules={"h1": rules.enumerated(), "h2": rules.enumerated()}, num_data=1
     )
-    noisy = sbn.estimator(model, guide, sbn.RULES[name], x)
+    noisy = estimator(model, guide, RULES[name], x)
     params = noisy.init_params(jax.random.key(0))
     answer = exact.estimate(
         jax.random.key(0),
@@ -93,7 +96,7 @@ def test_the_script_compares_rules_and_redraws_from_its_folder(layers, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sbn.RULES)
+@pytest.mark.parametrize("name", RULES)
 def test_every_rule_runs_and_learns(name, tmp_path):
     folder = sbn.main(["--smoke", f"--rules={name}", "--num_draws=8", f"--results_dir={tmp_path}"])
     metrics = json.loads((folder / "metrics.json").read_text())["rules"][name]
@@ -107,7 +110,7 @@ def test_every_rule_runs_and_learns(name, tmp_path):
 
 def test_unknown_rules_are_named():
     with pytest.raises(ValueError, match="choose from reinforce"):
-        sbn.build(sbn.Config(rules=("rlo",)))
+        build(sbn.Config(rules=("rlo",)))
 
 
 def test_what_is_given_wins_over_the_preset(capsys):

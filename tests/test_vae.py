@@ -14,7 +14,11 @@ from PIL import Image
 from scipy import stats
 
 import vijax as vj
-from experiments import harness, vae, vae_training
+from experiments.common import harness
+from experiments.common.images import binarized, score
+from experiments.vae import __main__ as vae
+from experiments.vae.held_out import held_out_fitter
+from experiments.vae.problem import build, make_estimator
 from vijax.models import Mlp, bernoulli_pixels, normal_pixels
 
 FIGURES = ["elbo_histogram", "latent_map", "learning_curve", "prior_samples", "reconstructions"]
@@ -107,19 +111,19 @@ def test_theta_is_frozen_while_rows_of_test_images_are_fitted():
     config = dataclasses.replace(
         vae.smoke_settings(vae.Config(guide="per_datapoint")), max_scored=32, test_steps=100
     )
-    job = vae.build(config)
-    held_out = vae_training.held_out_fitter(config, job)
+    job = build(config)
+    held_out = held_out_fitter(config, job)
     assert held_out is not None
     guide = held_out.guide
-    estimator = vae_training.make_estimator(job, guide, 32)
+    estimator = make_estimator(job, guide, 32)
     before = estimator.init_params(jax.random.key(0))
     after = held_out.fit(jax.random.key(1), before, before.phi, 100)
     jax.tree.map(np.testing.assert_array_equal, before.theta, after.theta)
-    score = [
-        vae_training.score(jax.random.key(2), job.model, guide, p, job.scored_test, 10).elbo
+    bounds = [
+        score(jax.random.key(2), job.model, guide, p, job.scored_test, 10).elbo
         for p in (before, after)
     ]
-    assert stats.ttest_rel(*score).statistic < -5  # and the bound of the same images has risen
+    assert stats.ttest_rel(*bounds).statistic < -5  # and the bound of the same images has risen
 
 
 def test_the_command_line_takes_every_spelling():
@@ -142,7 +146,7 @@ def test_the_command_line_takes_every_spelling():
 )
 def test_settings_without_a_meaning_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        vae.build(vae.Config(**settings))
+        build(vae.Config(**settings))
 
 
 def test_dynamic_binarization_averages_to_the_grey_image():
@@ -154,7 +158,7 @@ def test_dynamic_binarization_averages_to_the_grey_image():
     def take(key, params, state, batch):
         return batch.x, state
 
-    estimator = vae_training.binarized(vj.Estimator(*([take] * 5), 2))
+    estimator = binarized(vj.estimator_from(take, lambda key: (), num_data=2))
     keys = jax.random.split(jax.random.key(0), 4000)
     batch = vj.Batch(grey, jnp.arange(2))
     drawn = np.asarray(jax.vmap(lambda key: estimator.estimate(key, (), (), batch)[0])(keys))
@@ -203,4 +207,4 @@ def test_closed_form_kl_applies_because_the_prior_is_stated():
     vj.estimator(model, guide, rules=rule, num_samples=2, num_data=5)
     # Planted: the same model without the statement
     with pytest.raises(ValueError, match="no prior is stated"):
-        vj.estimator(model._replace(prior_z=None), guide, rules=rule, num_samples=2, num_data=5)
+        vj.estimator(model._replace(priors={}), guide, rules=rule, num_samples=2, num_data=5)

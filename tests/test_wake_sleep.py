@@ -10,7 +10,7 @@ from multisample import precise as precise
 
 import vijax as vj
 from vijax import baselines, objectives, path_weights, rules
-from vijax.families import bernoulli, diag_normal, full_normal
+from vijax.families import FiniteSupport, bernoulli, diag_normal, full_normal, need, sample
 
 # Sleep
 # ------------------------------------------------------------------------------------------
@@ -30,10 +30,10 @@ def dream_model():
 
     def simulate(key, theta, num_data):
         key_z, key_x = jax.random.split(key)
-        z = jax.vmap(lambda k: hidden.sample(k, {"logits": theta["prior"]}))(
+        z = jax.vmap(lambda k: sample(k, hidden, {"logits": theta["prior"]}))(
             jax.random.split(key_z, num_data)
         )
-        x = jax.vmap(lambda k, z: hidden.sample(k, likelihood(theta, z)))(
+        x = jax.vmap(lambda k, z: sample(k, hidden, likelihood(theta, z)))(
             jax.random.split(key_x, num_data), z
         )
         return z, x
@@ -58,12 +58,12 @@ def dreams():
     sleep = vj.sleep(model, guide, num_samples=2, num_data=6)
     params = sleep.init_params(jax.random.key(0))
     batch = vj.Batch(jnp.array([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), jnp.arange(3))
-    states = bernoulli(2).support()
+    states = need(bernoulli(2), FiniteSupport).values()
 
     def exact_loss(phi):
         def one(z, x):
             log_p = model.log_local(params.theta, None, z, x)
-            return -6.0 * jnp.exp(log_p) * bernoulli(2).log_prob(guide.locate_z(phi, x), z)
+            return -6.0 * jnp.exp(log_p) * bernoulli(2).log_prob(guide.at(phi, x), z)
 
         return jnp.sum(jax.vmap(lambda z: jax.vmap(lambda x: one(z, x))(states))(states))
 

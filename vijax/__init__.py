@@ -1,12 +1,15 @@
 """vijax: variational inference research in JAX.
 
 `estimator(model, guide, objective=..., rules=..., num_samples=..., num_data=...)` binds any
-objective, gradient rule and family that are legal together; `fit` optimises it, `lab` measures it,
-`diagnostics` scores the result.
+objective, gradient rule and family that are legal together; `fit` runs an algorithm such as
+`descent(estimator, optimizer)`, `lab` measures the gradient, `draws` and `diagnostics` score the
+result.
 """
 
 from vijax import (
+    algorithms,
     baselines,
+    bijectors,
     densities,
     diagnostics,
     families,
@@ -17,53 +20,77 @@ from vijax import (
     noise,
     objectives,
     path_weights,
-    rowwise,
+    rows,
     rules,
+    supports,
 )
-from vijax.estimators import estimator, split
-from vijax.fit import FitResult, NonFiniteError, fit
+from vijax.algorithms import descent, rowwise
+from vijax.draws import draws
+from vijax.estimators import estimator, estimator_from, in_lam, sleep, split
+from vijax.inference import Algorithm, Draws, Estimate, Estimator, Guide, Info, Model, Prior
+from vijax.optimize import FitResult, NonFiniteError, Progress, fit
+from vijax.rules import expect
 from vijax.types import (
+    Aux,
     Batch,
-    Estimate,
-    Estimator,
     Family,
-    Guide,
-    Model,
+    Objective,
     Params,
-    Prior,
+    Q,
+    Requirements,
     Rule,
     Sample,
+    Setting,
 )
-from vijax.wake_sleep import sleep
+
+__version__ = "0.2.0"
 
 __all__ = [
+    "Algorithm",
+    "Aux",
     "Batch",
+    "Draws",
     "Estimate",
     "Estimator",
     "Family",
     "FitResult",
     "Guide",
+    "Info",
     "Model",
     "NonFiniteError",
+    "Objective",
     "Params",
     "Prior",
+    "Progress",
+    "Q",
+    "Requirements",
     "Rule",
     "Sample",
+    "Setting",
+    "algorithms",
     "baselines",
+    "bijectors",
     "densities",
+    "descent",
     "diagnostics",
+    "draws",
     "estimator",
+    "estimator_from",
+    "expect",
     "families",
     "fit",
     "guides",
+    "in_lam",
     "lab",
     "models",
     "networks",
     "noise",
     "objectives",
     "path_weights",
+    "rows",
     "rowwise",
     "rules",
     "sleep",
     "split",
+    "supports",
 ]

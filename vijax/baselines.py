@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vijax.networks import as_network
-from vijax.objectives import elbo, is_linear, others
+from vijax.objectives import as_objective, elbo, others
 from vijax.types import Array, Key, Objective, PyTree, Scalar
 
 
@@ -48,9 +48,9 @@ def none() -> Baseline:
     def signal(
         objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
     ) -> Array:
-        if is_linear(objective):
+        if objective.linear:
             return log_w / log_w.shape[0]
-        return jnp.broadcast_to(objective(log_w), log_w.shape)
+        return jnp.broadcast_to(objective.value(log_w), log_w.shape)
 
     return Baseline("none()", signal)
 
@@ -64,28 +64,25 @@ def leave_one_out(average: Objective = elbo) -> Baseline:
     `leave_one_out(objectives.iwae)` the arithmetic one (eq. 8).
 
     Args:
-      average: a function [K - 1] -> [], such as an objective. The objective itself makes the signal
+      average: an objective, or a function [K - 1] -> []. The objective itself makes the signal
         R - R(the others).
     """
+    chosen = as_objective(average)
 
     def signal(
         objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
     ) -> Array:
-        if is_linear(average):
+        if chosen.linear:
             stand_in = (jnp.sum(log_w) - log_w) / (log_w.shape[0] - 1)
         else:
-            stand_in = jax.vmap(average)(others(log_w))
+            stand_in = jax.vmap(chosen.value)(others(log_w))
         return replace_one(objective, log_w, stand_in)
 
     advice = (
         "Its baseline is the mean of the other samples. Raise num_samples, or write "
         "score(baselines.moving_average())."
     )
-    name = (
-        "leave_one_out()"
-        if is_linear(average)
-        else f"leave_one_out({getattr(average, '__name__', 'average')})"
-    )
+    name = "leave_one_out()" if chosen.linear else f"leave_one_out({chosen.name})"
     return Baseline(name, signal, min_samples=2, advice=advice)
 
 
@@ -114,9 +111,9 @@ def ovis(gamma: float = 0.0) -> Baseline:
         # The rule adds 1/K: taken off here
         constant = (1.0 - gamma) * math.log1p(-1.0 / num_samples) + 1.0 / num_samples
         return (
-            objective(log_w)
-            - jax.vmap(objective)(others(log_w))
-            + gamma * jax.grad(objective)(log_w)
+            objective.value(log_w)
+            - jax.vmap(objective.value)(others(log_w))
+            + gamma * jax.grad(objective.value)(log_w)
             - constant
         )
 
@@ -149,12 +146,12 @@ def ovis_monte_carlo(num_auxiliary: int) -> Baseline:
 
         def multiplier(k: Array, value: Array) -> Scalar:  # d_k with sample k's log-weight replaced
             swapped = own.at[k].set(value)
-            bound, slope = jax.value_and_grad(objective)(swapped)
+            bound, slope = jax.value_and_grad(objective.value)(swapped)
             return bound - slope[k]
 
         each = jax.vmap(jax.vmap(multiplier, in_axes=(None, 0)), in_axes=(0, None))
         return (
-            objective(own)
+            objective.value(own)
             - jnp.mean(each(jnp.arange(num_samples), extra), axis=1)
             - 1.0 / num_samples
         )
@@ -223,7 +220,7 @@ def learned(network: object, *, x: PyTree = None) -> Baseline:
 def replace_one(objective: Objective, log_w: Array, stand_in: Array) -> Array:
     """[K] signals R(log_w) - R(log_w with entry k replaced by stand_in_k)."""
     num_samples = log_w.shape[0]
-    if is_linear(objective):
+    if objective.linear:
         return (log_w - stand_in) / num_samples
     swapped = jnp.where(jnp.eye(num_samples, dtype=bool), stand_in[:, None], log_w[None, :])
-    return objective(log_w) - jax.vmap(objective)(swapped)
+    return objective.value(log_w) - jax.vmap(objective.value)(swapped)

@@ -5,21 +5,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
+from vijax.draws import check_rows, draws, local_draws
+from vijax.inference import Guide, Model
 from vijax.objectives import elbo, iwae
-from vijax.shapes import is_batch, with_terms
-from vijax.types import Array, Batch, Guide, Key, Model, Params, PyTree
+from vijax.types import Array, Batch, Key, Params, PyTree
 
 
 class Evidence(NamedTuple):
-    """Per datum, in nats.
+    """Per datum with local latents alone, else of the whole batch; in nats.
 
     Attributes:
-      elbo: [B] mean log-weight
-      log_evidence: [B] log mean weight: a lower bound in expectation, tight as K grows
-      standard_error: [B] of log_evidence, delta method
+      elbo: [B] or [], mean log-weight.
+      log_evidence: log mean weight: a lower bound in expectation, tight as K grows.
+      standard_error: of log_evidence, delta method.
     """
 
     elbo: Array
@@ -37,51 +36,46 @@ def log_evidence(
     num_samples: int = 1000,
     chunk_size: int = 64,
 ) -> Evidence:
-    """Log p(x_i) by K importance samples from q, for models with local latents only.
+    """Log p(x_i) by K importance samples from q; with a global latent log p(x_1..x_B) of all data
+    together.
 
     The standard error of log mean w is sd(w) / (sqrt(K) mean(w)); where it is above about half a
     nat the estimate rests on a few samples and is probably too low.
 
     Args:
-      batch: the data to score, B of them (a whole test set).
+      batch: the data to score, B of them (a whole test set; with a global latent the whole data).
       num_samples: K.
-      chunk_size: data handled at once; memory is chunk_size x K latents and likelihoods.
+      chunk_size: data, respectively draws of w, handled at once; memory is chunk_size x K latents
+        and likelihoods, respectively chunk_size x B.
 
     Raises:
-      ValueError: if there is a global latent, or K < 2.
+      ValueError: if K < 2, or the batch has rows that the guide's table has not.
     """
-    if guide.family_z is None or guide.family_w is not None:
-        raise ValueError(
-            "log_evidence scores data one by one: it needs a guide with local latents z only."
-        )
-    rows = guide.num_data
-    if (
-        rows is not None
-        and not isinstance(is_batch(batch).index, Tracer)
-        and max(np.asarray(batch.index)) >= rows
-    ):
-        raise ValueError(
-            f"log_evidence: the guide's table has {rows} rows, but the batch's index goes beyond. "
-            f"A datum without a row of its "
-            "own has no q: fit one with theta frozen, or use guides.amortized."
-        )
+    check_rows(guide, batch)
     if num_samples < 2:
         raise ValueError(
             f"log_evidence(num_samples={num_samples}): a standard error needs at least 2 samples."
         )
-    return _log_evidence(
-        key,
-        params,
-        is_batch(batch),
-        model=model,
-        guide=guide,
-        num_samples=num_samples,
-        chunk_size=chunk_size,
+    if "w" in guide.families:
+        log_w = draws(
+            key, model, guide, params, batch, num_samples=num_samples, chunk_size=chunk_size
+        ).log_w
+        return evidence_of(log_w)
+    return _per_datum(
+        key, params, batch, model=model, guide=guide, num_samples=num_samples, chunk_size=chunk_size
     )
 
 
+@jax.jit
+def evidence_of(log_w: Array) -> Evidence:
+    """The figures that log-weights [K] make."""
+    relative = jnp.exp(log_w - iwae.value(log_w))  # weights over their mean
+    error = jnp.std(relative, ddof=1) / log_w.shape[0] ** 0.5
+    return Evidence(elbo.value(log_w), iwae.value(log_w), error)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "guide", "num_samples", "chunk_size"))
-def _log_evidence(
+def _per_datum(
     key: Key,
     params: Params,
     batch: Batch,
@@ -91,21 +85,9 @@ def _log_evidence(
     num_samples: int,
     chunk_size: int,
 ) -> Evidence:
-    family, is_table = guide.family_z, guide.tables(params.phi)
-    assert family is not None
+    def reduce(z: PyTree, log_w: Array) -> Evidence:
+        return evidence_of(log_w)
 
-    def one(datum: tuple[Array, PyTree]) -> Evidence:
-        index, x = datum
-        phi = jax.tree.map(lambda table, leaf: leaf[index] if table else leaf, is_table, params.phi)
-        noise = family.noise(jax.random.fold_in(key, index), num_samples)
-        z, log_q = jax.vmap(family.transport, in_axes=(None, 0))(guide.locate_z(phi, x), noise)
-        log_w = (
-            jax.vmap(
-                lambda z: with_terms(model.log_local(params.theta, None, z, x), "log_local")[0]
-            )(z)
-            - log_q
-        )
-        relative = jnp.exp(log_w - iwae(log_w))  # weights over their mean
-        return Evidence(elbo(log_w), iwae(log_w), jnp.std(relative, ddof=1) / num_samples**0.5)
-
-    return jax.lax.map(one, (batch.index, batch.x), batch_size=chunk_size)
+    return local_draws(
+        key, model, guide, params, None, batch, num_samples, reduce, chunk_size=chunk_size
+    )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vijax.families import UniformNoise
 from vijax.types import Array, Family, Key, PyTree
 
 BITS = 32
@@ -126,16 +127,11 @@ def from_points(
     """
 
     def draw(key: Key, family: Family, num_samples: int) -> PyTree:
-        return jax.vmap(_inverse_cdf(family))(points(key, num_samples, family.num_uniforms or 0))
+        uniform = _uniform_noise(name, family)
+        return jax.vmap(uniform.from_uniform)(points(key, num_samples, uniform.num_uniforms))
 
     def check_both(family: Family, num_samples: int) -> None:
-        if family.from_uniform is None:
-            raise ValueError(
-                f"{name} on {family.name}: its noise is no known function of uniform numbers "
-                f"(family.from_uniform is None). "
-                "Write noise=iid(), or rules per block, so that only the blocks that have one use "
-                "this noise."
-            )
+        _uniform_noise(name, family)
         check(family, num_samples)
 
     return Noise(name, draw, check_both, independent=False)
@@ -184,7 +180,11 @@ def sobol_directions(num_uniforms: int, num_digits: int) -> np.ndarray:
     return (np.stack(columns, axis=1) * 2.0**BITS).astype(np.uint32)
 
 
-def _inverse_cdf(family: Family) -> Callable[[Array], PyTree]:
-    if family.from_uniform is None:
-        raise ValueError(f"{family.name} has no from_uniform.")
-    return family.from_uniform
+def _uniform_noise(name: str, family: Family) -> UniformNoise:
+    found = family.traits.get(UniformNoise)
+    if found is None:
+        raise ValueError(
+            f"{name} on {family.name}: {UniformNoise.refusal}. Write noise=iid(), or rules per "
+            "block, so that only the blocks that have one use this noise."
+        )
+    return found

@@ -1,10 +1,14 @@
-"""Objectives: symmetric functions of the log-weights, `log_w [K] -> []`, in nats. They go up."""
+"""Objectives: symmetric functions of the log-weights, `log_w [K] -> []`, in nats. They go up.
+
+`objectives.iwae.value(log_w)` evaluates one. Wherever an objective is asked for, a bare function
+will do as well: `as_objective` finds out what a caller must know about it.
+"""
 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +16,44 @@ import numpy as np
 
 from vijax.types import Array, Objective, Scalar
 
-
-def elbo(log_w: Array) -> Scalar:
-    """Evidence lower bound, the mean of log_w. Jordan et al. 1999; the only linear objective."""
-    return jnp.mean(log_w)
+elbo = Objective("elbo", jnp.mean, linear=True)
+"""Evidence lower bound, the mean of log_w. Jordan et al. 1999; the only linear objective."""
 
 
-def iwae(log_w: Array) -> Scalar:
-    """Importance-weighted bound, log mean exp(log_w), K samples inside. Burda et al. 2016, eq.
-    8.
-    """
+def _log_mean_exp(log_w: Array) -> Scalar:
     return jax.nn.logsumexp(log_w) - math.log(log_w.shape[0])
+
+
+iwae = Objective("iwae", _log_mean_exp)
+"""Importance-weighted bound, log mean exp(log_w), K samples inside. Burda et al. 2016, eq. 8."""
+
+
+def as_objective(given: Any) -> Objective:
+    """An `Objective`, from one or from a bare function log_w [K] -> [].
+
+    A function is linear if the program that JAX traces of it is, operation by operation, and gives
+    every log-weight the weight 1/K: so a mean of one's own is no less the ELBO than `elbo`. What
+    only happens to look linear at some points is not taken for it.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if isinstance(given, Objective):
+        return given
+    value: Any = given
+    if not callable(value):
+        raise ValueError(f"objective={given!r}: give a function log_w [K] -> [], or an Objective.")
+    return Objective(getattr(value, "__name__", "objective"), value, linear=_is_mean(value))
+
+
+def _is_mean(value: Callable[[Array], Scalar], num_samples: int = 3) -> bool:
+    like = jax.ShapeDtypeStruct((num_samples,), jnp.result_type(float))
+    try:
+        one = jnp.ones((), jax.eval_shape(value, like).dtype)
+        (weights,) = jax.linear_transpose(value, like)(one)
+    except Exception:  # noqa: BLE001  not linear, or not defined for that many samples
+        return False
+    return bool(np.allclose(weights, 1.0 / num_samples, rtol=1e-5))
 
 
 def renyi(alpha: float) -> Objective:
@@ -39,25 +70,30 @@ def renyi(alpha: float) -> Objective:
         )
     if alpha == 1.0:
         return elbo
-    return cast(Objective, lambda log_w: iwae((1.0 - alpha) * log_w) / (1.0 - alpha))
+    return Objective(
+        f"renyi({alpha:g})", lambda log_w: iwae.value((1.0 - alpha) * log_w) / (1.0 - alpha)
+    )
 
 
 def jackknife(bound: Objective = iwae) -> Objective:
     """First-order jackknife, K R_K - (K - 1) mean_k R(the others): takes off the bias of order 1/K.
     Nowozin 2018, eq. 9.
 
-    With `iwae` its bias as an estimate of log p(x) is of order 1/K^2; no longer a lower bound. K >=
-    2.
+    With `iwae` its bias as an estimate of log p(x) is of order 1/K^2; no longer a lower bound.
+    Needs K >= 2.
     """
-    if is_linear(bound):
+    inner = as_objective(bound)
+    if inner.linear:
         return elbo  # nothing to take off: the jackknife of a mean is the mean
 
-    def objective(log_w: Array) -> Scalar:
-        num_samples = _at_least_two("jackknife", log_w)
-        left_out = jnp.mean(jax.vmap(bound)(others(log_w)))
-        return num_samples * bound(log_w) - (num_samples - 1) * left_out
+    def value(log_w: Array) -> Scalar:
+        num_samples = log_w.shape[0]
+        left_out = jnp.mean(jax.vmap(inner.value)(others(log_w)))
+        return num_samples * inner.value(log_w) - (num_samples - 1) * left_out
 
-    return objective
+    return inner._replace(
+        name=f"jackknife({inner.name})", value=value, min_samples=inner.min_samples + 1
+    )
 
 
 def cubo(order: float = 2.0) -> Objective:
@@ -75,12 +111,9 @@ def cubo(order: float = 2.0) -> Objective:
     """
     _check_order("cubo", order)
     bound = renyi(1.0 - order)
-
-    def objective(log_w: Array) -> Scalar:
-        _at_least_two("cubo", log_w)
-        return -bound(log_w)
-
-    return objective
+    return Objective(
+        f"cubo({order:g})", lambda log_w: -bound.value(log_w), min_samples=2, moves_theta=False
+    )
 
 
 def exp_cubo(order: float = 2.0, *, reference: float | Scalar) -> Objective:
@@ -97,7 +130,11 @@ def exp_cubo(order: float = 2.0, *, reference: float | Scalar) -> Objective:
         the samples: their maximum there would bias the gradient.
     """
     _check_order("exp_cubo", order)
-    return cast(Objective, lambda log_w: -jnp.mean(jnp.exp(order * (log_w - reference))) / order)
+    return Objective(
+        f"exp_cubo({order:g})",
+        lambda log_w: -jnp.mean(jnp.exp(order * (log_w - reference))) / order,
+        moves_theta=False,
+    )
 
 
 def thermodynamic(betas: Sequence[float]) -> Objective:
@@ -109,7 +146,7 @@ def thermodynamic(betas: Sequence[float]) -> Objective:
     (0, 1) is the ELBO, which is returned itself.
 
     Args:
-      betas: increasing, from 0 to 1. Equal betas give the same function, which is how
+      betas: increasing, from 0 to 1. Equal betas give an equal objective, which is how
         `rules.covariance` knows them.
     """
     return _thermodynamic(tuple(float(beta) for beta in betas))
@@ -131,13 +168,13 @@ def _thermodynamic(betas: tuple[float, ...]) -> Objective:
         return elbo
     left, widths = np.array(betas[:-1]), np.diff(betas)
 
-    def objective(log_w: Array) -> Scalar:
+    def value(log_w: Array) -> Scalar:
         tempered = jax.vmap(lambda beta: jnp.vdot(jax.nn.softmax(beta * log_w), log_w))(
             jnp.asarray(left, log_w.dtype)
         )
         return jnp.vdot(jnp.asarray(widths, log_w.dtype), tempered)
 
-    return objective
+    return Objective(f"thermodynamic({', '.join(f'{beta:g}' for beta in betas)})", value)
 
 
 def others(log_w: Array) -> Array:
@@ -147,22 +184,9 @@ def others(log_w: Array) -> Array:
     return log_w[np.nonzero(keep)[1].reshape(num_samples, num_samples - 1)]
 
 
-def is_linear(objective: Objective) -> bool:
-    """Is the objective the mean of log_w, so that expectations may be moved inside it?"""
-    return objective is elbo
-
-
 def _check_order(name: str, order: float) -> None:
     if not (math.isfinite(order) and order > 1.0):
         raise ValueError(
             f"{name}(order={order}): the order must be finite and above 1; at 1 the bound is log "
             f"p(x) itself."
         )
-
-
-def _at_least_two(name: str, log_w: Array) -> int:
-    if log_w.shape[0] < 2:
-        raise ValueError(
-            f"objective {name}: num_samples={log_w.shape[0]}, but it is defined for at least 2."
-        )
-    return log_w.shape[0]

@@ -21,13 +21,13 @@ class PathWeights(NamedTuple):
     Attributes:
       factor: (objective, log_w [K]) -> [K] the ratios c_k / R_k
       unbiased: for the gradient of E[objective] in q's parameters
+      linear: for linear objectives alone (True), for others alone (False), or for any (None)
     """
 
     name: str
     factor: Callable[[Objective, Array], Array]
     unbiased: bool = True
-    linear_objective: bool = False
-    nonlinear_objective: bool = False
+    linear: bool | None = None
     min_samples: int = 1
     paper: str = ""
     advice: str = ""
@@ -70,7 +70,7 @@ def wake() -> PathWeights:
         "wake",
         curvature,
         unbiased=False,
-        nonlinear_objective=True,
+        linear=False,
         min_samples=2,
         paper="Tucker et al. 2019",
         advice=(
@@ -103,7 +103,7 @@ def interpolated(alpha: float) -> PathWeights:
         f"interpolated({alpha:g})",
         factor,
         unbiased=alpha == 0.0,
-        nonlinear_objective=True,
+        linear=False,
         min_samples=2,
         paper="Tucker et al. 2019",
         advice="For the ELBO write doubly_reparameterized() without weights.",
@@ -137,7 +137,7 @@ def tail_adaptive(beta: float = -1.0) -> PathWeights:
         f"tail_adaptive({beta:g})",
         factor,
         unbiased=False,
-        linear_objective=True,
+        linear=True,
         min_samples=2,
         paper="Wang et al. 2018",
         advice=(
@@ -157,7 +157,7 @@ def derivatives(objective: Objective, log_w: Array) -> tuple[Array, Array]:
     """(R_k [K], R_kk [K]): the gradient of the objective and the diagonal of its Hessian. K^2
     scalars.
     """
-    gradient = jax.grad(objective)
+    gradient = jax.grad(objective.value)
     basis = jnp.eye(log_w.shape[0], dtype=log_w.dtype)
     second = jax.vmap(lambda e: jnp.vdot(e, jax.jvp(gradient, (log_w,), (e,))[1]))(basis)
     return gradient(log_w), second

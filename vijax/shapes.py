@@ -15,14 +15,13 @@ def one_number(value: Any, what: str) -> Any:
     """
     if jnp.shape(value) != ():
         raise ValueError(
-            f"{what} returned shape {jnp.shape(value)} for one sample of one datum, but it must "
-            f"be one number: sum over "
-            "dimensions, as in jnp.sum(...)."
+            f"{what} returned shape {jnp.shape(value)} for one sample of one datum, but it must be "
+            "one number: sum over dimensions, as in jnp.sum(...)."
         )
     return value
 
 
-def with_terms(value: Any, what: str) -> tuple[Scalar, dict[str, Scalar]]:
+def total_and_terms(value: Any, what: str) -> tuple[Scalar, dict[str, Scalar]]:
     """(total, terms by name) of a log-density that is one number, which has no terms, or a dict
     {name: term} of its terms.
     """
@@ -52,12 +51,22 @@ def same_shapes(tree: PyTree, like: PyTree, what: str) -> None:
         )
 
 
-def is_batch(batch: Any) -> Batch:
+def as_batch(batch: Any) -> Batch:
     """The batch, if it is one."""
     if not isinstance(batch, Batch):
         raise TypeError(
             f"expected a Batch of data and their row numbers, got {type(batch).__name__}: write "
-            f"vijax.Batch(x, jnp.arange(N)) "
-            "for a whole data set x."
+            "vijax.Batch(x, jnp.arange(N)) for a whole data set x."
         )
     return batch
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse what is no batch, an empty one, and one whose leaves differ in their leading axis."""
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(as_batch(batch))}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            f"the leaves of a batch differ in their leading axis: {sorted(map(str, sizes))}."
+        )
+    if 0 in sizes:
+        raise ValueError("the batch is empty: the gradient of no data has no N / B scale.")

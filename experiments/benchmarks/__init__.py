@@ -1,3 +1,1 @@
-"""Speed against the tightest loops that could be written by hand, one script per group of
-workloads.
-"""
+"""Speed against the tightest loops that could be written by hand, one script per question."""

@@ -7,9 +7,10 @@ Expected: about the ratio of evaluations, more for rules that differentiate in z
     python -m experiments.benchmarks.rules
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments.benchmarks.pairs import Config, compare, report  # isort: skip
+from experiments.benchmarks.common.pairs import Config, compare, report  # isort: skip
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import optax
 import tyro
 
 import vijax as vj
-from experiments import sbn
+from experiments.sbn.rules import RULES, estimator, evaluations
 
 PIXELS, LATENTS, SIZE, NUM_DATA, NUM_STEPS = 784, 200, 50, 2_000, 100
 ADAM = optax.adam(1e-3)
@@ -29,8 +30,8 @@ class Cost(NamedTuple):
     """One rule.
 
     Attributes:
-      over_rloo: median of paired ratios
-      first_call: CPU seconds, compilation included
+      over_rloo: median of paired ratios.
+      first_call: CPU seconds, compilation included.
     """
 
     rule: str
@@ -44,19 +45,16 @@ def main() -> None:
     """Run, print, write."""
     config, rows = tyro.cli(Config), []
     x = jnp.asarray(np.random.default_rng(0).random((NUM_DATA, PIXELS)) < 0.2, jnp.float32)
-    model, guide = (
-        vj.models.sigmoid_belief_net(PIXELS, (LATENTS,)),
-        vj.models.recognition_net(PIXELS, (LATENTS,)),
-    )
+    model = vj.models.sigmoid_belief_net(PIXELS, (LATENTS,))
+    guide = vj.models.recognition_net(PIXELS, (LATENTS,))
 
-    def trainer(name: str):
-        estimator = sbn.estimator(model, guide, sbn.RULES[name], x)
-        params = estimator.init_params(jax.random.key(0))
+    def trainer(name: str) -> Callable[[], vj.Params]:
+        one = estimator(model, guide, RULES[name], x)
+        algorithm, params = vj.descent(one, ADAM), one.init_params(jax.random.key(0))
         return lambda: (
             vj.fit(
                 jax.random.key(1),
-                estimator,
-                ADAM,
+                algorithm,
                 params,
                 x,
                 num_steps=NUM_STEPS,
@@ -67,7 +65,7 @@ def main() -> None:
         )
 
     reference = trainer(REFERENCE)
-    for name, choice in sbn.RULES.items():
+    for name, choice in RULES.items():
         if config.only in name:
             row = compare(
                 name,
@@ -77,9 +75,8 @@ def main() -> None:
                 must=float("inf"),
                 pairs=config.pairs,
             )
-            rows.append(
-                Cost(name, row.ours_us, row.ratio, sbn.evaluations(choice, LATENTS), row.first_ours)
-            )
+            cost = evaluations(choice, LATENTS)
+            rows.append(Cost(name, row.ours_us, row.ratio, cost, row.first_ours))
     report(rows, config.json)
 
 

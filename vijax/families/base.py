@@ -1,111 +1,159 @@
 """How a family is put together from its parts, for built-in and user-written families alike."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
+from flax.core import freeze
 
-from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
+from vijax.families.traits import Density, Moments
+from vijax.types import Array, Family, Key, PyTree, Scalar, Traits
+
+T = TypeVar("T")
 
 
 def family(
     name: str,
     *,
     init: Callable[[Key], PyTree],
-    log_prob: Callable[[PyTree, PyTree], Scalar],
+    support: PyTree,
+    log_prob: Callable[[PyTree, PyTree], Scalar] | None = None,
     sample: Callable[[Key, PyTree], PyTree] | None = None,
     noise: Callable[[Key, int], PyTree] | None = None,
     transport: Callable[[PyTree, PyTree], tuple[PyTree, Scalar]] | None = None,
-    reparameterized: PyTree = False,
-    fixed_support: bool = True,
-    entropy: Callable[[PyTree], Scalar] | None = None,
-    kl: Callable[[PyTree, PyTree], Scalar] | None = None,
-    support: Callable[[], PyTree] | None = None,
-    support_size: int | None = None,
-    bernoulli_logits: Callable[[PyTree], Array] | None = None,
-    categorical_logits: Callable[[PyTree], Array] | None = None,
-    blocks: dict[str, Family] | None = None,
-    block_lam: Callable[[str, PyTree, PyTree], PyTree] | None = None,
-    ordered: bool = False,
-    inverse: Callable[[PyTree, PyTree], PyTree] | None = None,
-    num_uniforms: int | None = None,
-    from_uniform: Callable[[Array], PyTree] | None = None,
-    normal_moments: Callable[[PyTree], tuple[Array, Array]] | None = None,
-    gamma_parameters: Callable[[PyTree], tuple[Array, Array]] | None = None,
-    weak_derivative: Callable[[Key, PyTree, PyTree], WeakDerivative] | None = None,
+    traits: Sequence[Any] = (),
 ) -> Family:
-    """A `Family` from `init`, `log_prob` and either `sample` or the pair (`noise`, `transport`).
+    """A `Family` from `init`, `support` and one of: `sample` with `log_prob`; the pair `noise` and
+    `transport`, with or without `log_prob`.
 
     With `sample` alone the noise of a sample is a key. `noise` and `transport` let rules shape the
     noise of all K samples at once and get log q for free: `transport(lam, noise) -> (z, log q(z))`.
+    A flow whose inverse is unknown has no `log_prob` at a given z: leave it out, and rules that
+    would need it refuse the family.
 
     Args:
-      reparameterized: True only if `sample` (or `transport`) is differentiable in lam with the
+      support: what z can be, from `vijax.supports`; `supports.moving()` if that depends on lam,
+        in which case the derivative of an expectation has a boundary term that no rule carries.
+      traits: what else the family can do, records from `vijax.families.traits`;
+        `Reparameterized()` only if `sample` (or `transport`) is differentiable in lam with the
         right derivative.
-      fixed_support: False if the set of possible z moves with lam; score-function rules are then
-        refused.
 
     Raises:
-      ValueError: if neither way of sampling, or only half of the second, is given.
+      ValueError: if the sampler is incomplete.
     """
     if (noise is None) != (transport is None) or (sample is None and transport is None):
         raise ValueError(
-            f"family {name!r} has no complete sampler: give sample(key, lam), or both noise(key, "
-            f"num_samples) and "
-            "transport(lam, noise)."
+            f"family {name!r} has no complete sampler: give sample(key, lam), or both "
+            "noise(key, num_samples) and transport(lam, noise)."
         )
+    if log_prob is None and transport is None:
+        raise ValueError(
+            f"family {name!r} has no density: give log_prob(lam, z), or a transport(lam, noise) "
+            "that returns log q(z) beside z."
+        )
+
+    def unknown(lam: PyTree, z: PyTree) -> Scalar:
+        raise ValueError(f"{name}: log q(z) is known only at the family's own draws.")
+
+    density = unknown if log_prob is None else log_prob
     if noise is None or transport is None:
-        given: Any = sample
-
-        def keys(key: Key, num_samples: int) -> Array:
-            return jax.random.split(key, num_samples)
-
-        def from_key(lam: PyTree, key: Key) -> tuple[PyTree, Scalar]:
-            z = given(key, lam)
-            return z, log_prob(lam, z)
-
-        noise, transport = keys, from_key
-    if sample is None:
-        draw_noise, move = noise, transport
-
-        def from_noise(key: Key, lam: PyTree) -> PyTree:
-            return move(lam, jax.tree.map(lambda leaf: leaf[0], draw_noise(key, 1)))[0]
-
-        sample = from_noise
-    if isinstance(reparameterized, dict):
-        reparameterized = FrozenDict(reparameterized)
+        noise, transport = _from_sample(sample, density)
+    known = () if log_prob is None else (Density(),)
     return Family(
-        name,
-        init,
-        sample,
-        log_prob,
-        noise,
-        transport,
-        reparameterized,
-        fixed_support,
-        entropy,
-        kl,
-        support,
-        support_size,
-        bernoulli_logits,
-        categorical_logits,
-        None if blocks is None else FrozenDict(blocks),
-        block_lam,
-        ordered,
-        inverse,
-        num_uniforms,
-        from_uniform,
-        normal_moments,
-        gamma_parameters,
-        weak_derivative,
+        name=name,
+        init=init,
+        noise=noise,
+        transport=transport,
+        log_prob=density,
+        support=freeze(support)
+        if isinstance(support, Mapping)
+        else support,  # a family is hashable
+        traits=traits_of(*known, *traits),
     )
+
+
+def traits_of(*records: Any) -> Traits:
+    """The traits that these records make; None stands for one that is not there."""
+    return Traits(tuple((type(record), record) for record in records if record is not None))
+
+
+def with_traits(family: Family, *records: Any) -> Family:
+    """The family with these traits added, or put in the place of those of their types."""
+    new = traits_of(*records)
+    kept = tuple(item for item in family.traits.items if item[0] not in dict(new.items))
+    return family._replace(traits=Traits((*kept, *new.items)))
+
+
+def need(family: Family, kind: type[T]) -> T:
+    """The family's trait of that type. Raises ValueError where it has none."""
+    found = family.traits.get(kind)
+    if found is None:
+        raise ValueError(f"{family.name}: {getattr(kind, 'refusal', kind.__name__)}.")
+    return found
+
+
+def _from_sample(
+    sample: Any, log_prob: Callable[[PyTree, PyTree], Scalar]
+) -> tuple[Callable[[Key, int], Array], Callable[[PyTree, Key], tuple[PyTree, Scalar]]]:
+    """Noise and transport of a family that draws from a key: the noise is that key."""
+
+    def transport(lam: PyTree, key: Key) -> tuple[PyTree, Scalar]:
+        z = sample(key, lam)
+        return z, log_prob(lam, z)
+
+    return jax.random.split, transport
+
+
+def sample(key: Key, family: Family, lam: PyTree) -> PyTree:
+    """One draw z from q(z; lam)."""
+    noise = jax.tree.map(lambda leaf: leaf[0], family.noise(key, 1))
+    return family.transport(lam, noise)[0]
+
+
+def log_probs(family: Family, lam: PyTree, z: PyTree) -> Array:
+    """[K] log q at K values of z, leaves [K, ...], under one lam."""
+    return jax.vmap(family.log_prob, in_axes=(None, 0))(lam, z)
+
+
+def transports(family: Family, lam: PyTree, noise: PyTree) -> tuple[PyTree, Array]:
+    """(z leaves [K, ...], log q [K]) from the noise of K samples."""
+    return jax.vmap(family.transport, in_axes=(None, 0))(lam, noise)
+
+
+def mean(family: Family, lam: PyTree) -> PyTree:
+    """E[z], a tree like z. Raises ValueError where no closed form is known."""
+    return moments_of(family).mean(lam)
+
+
+def variance(family: Family, lam: PyTree) -> PyTree:
+    """Var[z] of every element, a tree like z. Raises ValueError where no closed form is known."""
+    return moments_of(family).variance(lam)
+
+
+def moments_of(family: Family) -> Moments:
+    """The trait, or a ValueError."""
+    found = family.traits.get(Moments)
+    if found is None:
+        raise ValueError(
+            f"{family.name}: {Moments.refusal}. Average draws instead: vijax.draws(...) or "
+            "families.sample."
+        )
+    return found
 
 
 def replace_each(z: Array, values: Array) -> Array:
     """[D, D]: row i is z [D] with its entry i replaced by values_i."""
     return jnp.where(jnp.eye(z.shape[0], dtype=bool), values[None, :], z[None, :])
+
+
+def least_left(rate: Array) -> Array:
+    """The least share of a positive natural parameter that a natural-gradient step leaves.
+
+    With exact gradients of a log-concave target a step ends at (1 - rate) eta + rate eta', eta' > 0
+    too, hence above 1 - rate: what lies below is noise, or a curvature that no precision matches.
+    """
+    return jnp.maximum(1.0 - rate, 1e-3)
 
 
 def lam_like(family: Family) -> PyTree:
@@ -117,4 +165,13 @@ def lam_like(family: Family) -> PyTree:
 
 def z_like(family: Family) -> PyTree:
     """Shapes and dtypes of one draw, as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    return jax.eval_shape(lambda: family.sample(jax.random.key(0), family.init(jax.random.key(0))))
+    return jax.eval_shape(lambda: sample(jax.random.key(0), family, family.init(jax.random.key(0))))
+
+
+def check_dim(name: str, dim: Any, **positive: float) -> None:
+    """Refuse sizes below 1 and scales that are not positive."""
+    if not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"{name}(dim={dim!r}): dim must be an int of at least 1.")
+    for setting, value in positive.items():
+        if not value > 0.0:
+            raise ValueError(f"{name}({setting}={value!r}): {setting} must be positive.")

@@ -8,9 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax import densities
-from vijax.families.base import family, replace_each
-from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
+from vijax import densities, supports
+from vijax.families.base import check_dim, family, replace_each
+from vijax.families.traits import (
+    BernoulliSites,
+    CategoricalSites,
+    Entropy,
+    Kl,
+    Moments,
+    Natural,
+    Pairs,
+    UniformNoise,
+    WeakDerivative,
+    finite_support,
+)
+from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
 def bernoulli(dim: int) -> Family:
@@ -18,8 +30,7 @@ def bernoulli(dim: int) -> Family:
 
     lam: `logits` [D]. z: [D]. The support has 2^D points.
     """
-    if dim < 1:
-        raise ValueError(f"bernoulli(dim={dim}): dim must be at least 1.")
+    check_dim("bernoulli", dim)
 
     def init(key: Key) -> PyTree:
         return {"logits": 0.01 * jax.random.normal(key, (dim,))}
@@ -35,10 +46,10 @@ def bernoulli(dim: int) -> Family:
         z = (noise < jax.nn.sigmoid(lam["logits"])).astype(noise.dtype)
         return z, log_prob(lam, z)
 
-    def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
+    def weak_derivative(key: Key, lam: PyTree, z: Array) -> Pairs:
         on, off = replace_each(z, jnp.ones_like(z)), replace_each(z, jnp.zeros_like(z))
         probs = jax.nn.sigmoid(lam["logits"])
-        return WeakDerivative(
+        return Pairs(
             {"logits": on}, {"logits": off}, {"logits": probs * jax.nn.sigmoid(-lam["logits"])}
         )
 
@@ -51,25 +62,36 @@ def bernoulli(dim: int) -> Family:
             densities.bernoulli(mean, lam["logits"]) - densities.bernoulli(mean, lam2["logits"])
         )
 
-    def support() -> Array:
+    def values() -> Array:
         return jnp.asarray(
             np.array(list(itertools.product((0.0, 1.0), repeat=dim))), dtype=jnp.result_type(float)
         )
 
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        prob = jax.nn.sigmoid(lam["logits"])
+        fisher = jnp.maximum(prob * (1.0 - prob), jnp.finfo(prob.dtype).tiny)
+        return {"logits": lam["logits"] + rate * slope["logits"] / fisher}
+
+    def mean(lam: PyTree) -> Array:
+        return jax.nn.sigmoid(lam["logits"])
+
     return family(
         f"bernoulli({dim})",
         init=init,
+        support=supports.binary(dim),
         log_prob=log_prob,
         noise=noise,
         transport=transport,
-        entropy=entropy,
-        kl=kl,
-        support=support,
-        support_size=2**dim,
-        bernoulli_logits=lambda lam: lam["logits"],
-        num_uniforms=dim,
-        from_uniform=lambda u: u,
-        weak_derivative=weak_derivative,
+        traits=[
+            Entropy(entropy),
+            Kl(kl),
+            Moments(mean, lambda lam: mean(lam) * jax.nn.sigmoid(-lam["logits"])),
+            finite_support(values, 2**dim),
+            BernoulliSites(lambda lam: lam["logits"]),
+            Natural(natural_step),
+            UniformNoise(dim, lambda uniforms: uniforms),
+            WeakDerivative(weak_derivative),
+        ],
     )
 
 
@@ -112,25 +134,35 @@ def categorical(num_classes: int, num_sites: int | None = None) -> Family:
             - densities.categorical(probs, lam2["logits"])
         )
 
-    def support() -> Array:
+    def values() -> Array:
         # [S, D]
         classes = np.array(list(itertools.product(range(num_classes), repeat=num_sites or 1)))
         return jax.nn.one_hot(classes, num_classes, dtype=jnp.result_type(float)).reshape(
             -1, *shape
         )
 
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        prob = jnp.maximum(jax.nn.softmax(lam["logits"]), jnp.finfo(lam["logits"].dtype).tiny)
+        return {"logits": lam["logits"] + rate * slope["logits"] / prob}
+
+    def mean(lam: PyTree) -> Array:
+        return jax.nn.softmax(lam["logits"])
+
     sizes = f"{num_classes}" if num_sites is None else f"{num_classes}, num_sites={num_sites}"
     return family(
         f"categorical({sizes})",
         init=init,
+        support=supports.one_hot(*shape),
         log_prob=log_prob,
         noise=noise,
         transport=transport,
-        entropy=entropy,
-        kl=kl,
-        support=support,
-        support_size=num_classes ** (num_sites or 1),
-        categorical_logits=lambda lam: lam["logits"],
-        num_uniforms=math.prod(shape),
-        from_uniform=lambda u: -jnp.log(-jnp.log(u)).reshape(shape),
+        traits=[
+            Entropy(entropy),
+            Kl(kl),
+            Moments(mean, lambda lam: mean(lam) * (1.0 - mean(lam))),
+            finite_support(values, num_classes ** (num_sites or 1)),
+            CategoricalSites(lambda lam: lam["logits"]),
+            Natural(natural_step),
+            UniformNoise(math.prod(shape), lambda u: -jnp.log(-jnp.log(u)).reshape(shape)),
+        ],
     )

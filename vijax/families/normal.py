@@ -8,9 +8,21 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import ndtri
 
-from vijax import densities
-from vijax.families.base import family, replace_each
-from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
+from vijax import densities, supports
+from vijax.families.base import check_dim, family, least_left, replace_each
+from vijax.families.traits import (
+    Entropy,
+    Inverse,
+    Kl,
+    Moments,
+    Natural,
+    NormalMoments,
+    Pairs,
+    Reparameterized,
+    UniformNoise,
+    WeakDerivative,
+)
+from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
 def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
@@ -22,7 +34,7 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
       dim: D, at least 1.
       init_scale: standard deviation at `init`; the means start near 0.
     """
-    _check_size("diag_normal", dim, init_scale)
+    check_dim("diag_normal", dim, init_scale=init_scale)
 
     def init(key: Key) -> PyTree:
         return _init_normal(key, dim, init_scale)
@@ -50,7 +62,14 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         # expm1 keeps the digits when the two scales are nearly equal.
         return 0.5 * jnp.sum(jnp.expm1(2.0 * log_ratio) - 2.0 * log_ratio + jnp.square(shift))
 
-    def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        # Precision - 2 rate dL/dvariance, then the mean with the new variance: eta + rate dL/dmu.
+        shrink = jnp.maximum(1.0 - rate * slope["log_scale"], least_left(rate))
+        log_scale = lam["log_scale"] - 0.5 * jnp.log(shrink)
+        loc = lam["loc"] + rate * jnp.exp(2.0 * log_scale) * slope["loc"]
+        return {"loc": loc, "log_scale": log_scale}
+
+    def weak_derivative(key: Key, lam: PyTree, z: Array) -> Pairs:
         # Mean: a Weibull step to either side. Scale: a double-sided Maxwell step against the normal
         # step coupled to it. Mohamed et al. 2020, table 1; coupling by Rosca et al. 2019.
         keys = jax.random.split(key, 3)
@@ -59,26 +78,33 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         maxwell = scale * jax.random.double_sided_maxwell(keys[1], 0.0, 1.0, (dim,))
         normal = jax.random.uniform(keys[2], (dim,)) * maxwell
         loc = lam["loc"]
-        return WeakDerivative(
+        return Pairs(
             {"loc": replace_each(z, loc + weibull), "log_scale": replace_each(z, loc + maxwell)},
             {"loc": replace_each(z, loc - weibull), "log_scale": replace_each(z, loc + normal)},
             {"loc": 1.0 / (scale * math.sqrt(2.0 * math.pi)), "log_scale": jnp.ones_like(scale)},
         )
 
+    def variance(lam: PyTree) -> Array:
+        return jnp.exp(2.0 * lam["log_scale"])
+
     return family(
         f"diag_normal({dim})",
         init=init,
+        support=supports.real(dim),
         log_prob=log_prob,
         noise=noise,
         transport=transport,
-        reparameterized=True,
-        entropy=entropy,
-        kl=kl,
-        inverse=inverse,
-        num_uniforms=dim,
-        from_uniform=ndtri,
-        weak_derivative=weak_derivative,
-        normal_moments=lambda lam: (lam["loc"], jnp.diag(jnp.exp(2.0 * lam["log_scale"]))),
+        traits=[
+            Reparameterized(),
+            Entropy(entropy),
+            Kl(kl),
+            Moments(lambda lam: lam["loc"], variance),
+            NormalMoments(lambda lam: lam["loc"], lambda lam: jnp.diag(variance(lam))),
+            Natural(natural_step),
+            Inverse(inverse),
+            UniformNoise(dim, ndtri),
+            WeakDerivative(weak_derivative),
+        ],
     )
 
 
@@ -96,7 +122,7 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
       dim: D, at least 1.
       init_scale: standard deviation at `init`, without correlation.
     """
-    _check_size("full_normal", dim, init_scale)
+    check_dim("full_normal", dim, init_scale=init_scale)
 
     def init(key: Key) -> PyTree:
         return _init_normal(key, dim, init_scale) | {"lower": jnp.zeros((dim, dim))}
@@ -130,19 +156,27 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         log_ratio = jnp.sum(lam["log_scale"] - lam2["log_scale"])
         return 0.5 * (jnp.sum(jnp.square(ratio)) - dim + jnp.sum(jnp.square(shift))) - log_ratio
 
+    def covariance(lam: PyTree) -> Array:
+        factor = cholesky(lam)
+        return factor @ factor.T
+
     return family(
         f"full_normal({dim})",
         init=init,
+        support=supports.real(dim),
         log_prob=log_prob,
         noise=noise,
         transport=transport,
-        reparameterized=True,
-        entropy=entropy,
-        kl=kl,
-        inverse=lambda lam, z: whiten(lam, z - lam["loc"]),
-        num_uniforms=dim,
-        from_uniform=ndtri,
-        normal_moments=lambda lam: (lam["loc"], cholesky(lam) @ cholesky(lam).T),
+        traits=[
+            Reparameterized(),
+            Entropy(entropy),
+            Kl(kl),
+            Moments(lambda lam: lam["loc"], lambda lam: jnp.sum(cholesky(lam) ** 2, axis=1)),
+            NormalMoments(lambda lam: lam["loc"], covariance),
+            Natural(_natural_step),
+            Inverse(lambda lam, z: whiten(lam, z - lam["loc"])),
+            UniformNoise(dim, ndtri),
+        ],
     )
 
 
@@ -156,9 +190,33 @@ def cholesky(lam: PyTree) -> Array:
 
 def from_covariance(loc: Array, covariance: Array) -> PyTree:
     """Lam of the `full_normal` with this mean [D] and positive definite covariance [D, D]."""
-    factor = jnp.linalg.cholesky(covariance)
+    return from_cholesky(loc, jnp.linalg.cholesky(covariance))
+
+
+def from_cholesky(loc: Array, factor: Array) -> PyTree:
+    """Lam of the `full_normal` with this mean [D] and Cholesky factor [D, D] of the covariance."""
     scale = jnp.diagonal(factor)
-    return {"loc": loc, "log_scale": jnp.log(scale), "lower": jnp.tril(factor / scale[:, None], -1)}
+    lower = jnp.tril(factor / scale[:, None], -1)
+    return {"loc": loc, "log_scale": jnp.log(scale), "lower": lower}
+
+
+def _natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+    """Precision - 2 rate dL/dcovariance, then the mean with the new covariance, in the coordinates
+    in which the old covariance is I: nothing is inverted but what the step itself changes.
+    """
+    factor, scale = cholesky(lam), jnp.exp(lam["log_scale"])
+    below = jnp.tril(slope["lower"], -1) / scale[:, None]
+    diagonal = (slope["log_scale"] - jnp.sum(below * factor, axis=1)) / scale
+    pulled = factor.T @ (below + jnp.diag(diagonal))  # L^T dL/dL
+    half = jnp.tril(pulled, -1) + 0.5 * jnp.diag(jnp.diagonal(pulled))
+    values, vectors = jnp.linalg.eigh(jnp.eye(scale.size) - rate * (half + half.T))
+    root = factor @ (
+        vectors / jnp.sqrt(jnp.maximum(values, least_left(rate)))[None, :]
+    )  # root root^T: new
+    triangle = jnp.linalg.qr(root.T, mode="r").T
+    signs = jnp.where(jnp.diagonal(triangle) < 0.0, -1.0, 1.0)
+    loc = lam["loc"] + rate * (root @ (root.T @ slope["loc"]))
+    return from_cholesky(loc, triangle * signs[None, :])
 
 
 def _init_normal(key: Key, dim: int, init_scale: float) -> PyTree:
@@ -166,11 +224,3 @@ def _init_normal(key: Key, dim: int, init_scale: float) -> PyTree:
         "loc": 0.01 * jax.random.normal(key, (dim,)),
         "log_scale": jnp.full((dim,), math.log(init_scale)),
     }
-
-
-def _check_size(name: str, dim: int, init_scale: float) -> None:
-    if dim < 1 or not init_scale > 0.0:
-        raise ValueError(
-            f"{name}(dim={dim}, init_scale={init_scale}): dim must be at least 1 and init_scale "
-            f"positive."
-        )

@@ -5,11 +5,22 @@ continuous.
 import chex
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import digamma, gammaln, polygamma
 
-from vijax import densities
-from vijax.families.base import family, replace_each
-from vijax.types import Array, Family, Key, PyTree, Scalar, WeakDerivative
+from vijax import densities, supports
+from vijax.families.base import check_dim, family, least_left, replace_each
+from vijax.families.traits import (
+    Entropy,
+    GammaSites,
+    Kl,
+    Moments,
+    Natural,
+    Pairs,
+    Reparameterized,
+    UniformNoise,
+    WeakDerivative,
+)
+from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
 def gamma(dim: int) -> Family:
@@ -18,7 +29,7 @@ def gamma(dim: int) -> Family:
 
     lam: `log_shape` [D], `log_rate` [D], logs of the shape a and the rate b; mean a / b. z: [D].
     """
-    _check_dim("gamma", dim)
+    check_dim("gamma", dim)
 
     def init(key: Key) -> PyTree:
         return {"log_shape": 0.01 * jax.random.normal(key, (dim,)), "log_rate": jnp.zeros((dim,))}
@@ -44,7 +55,7 @@ def gamma(dim: int) -> Family:
         shapes = (shape - shape2) * digamma(shape) - gammaln(shape) + gammaln(shape2)
         return jnp.sum(shapes - shape2 * log_ratio + shape * jnp.expm1(log_ratio))
 
-    def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
+    def weak_derivative(key: Key, lam: PyTree, z: Array) -> Pairs:
         # Rate: a gamma variable of shape a + 1 is one of shape a plus an exponential one. Mohamed
         # et al. 2020, table 1. Shape: the law is infinitely divisible, so dE[f]/da = int (E[f(z +
         # y)] - E[f(z)]) exp(-b y) / y dy, y drawn exponential; the measure is infinite, but the
@@ -52,22 +63,50 @@ def gamma(dim: int) -> Family:
         shape, rate = jnp.exp(lam["log_shape"]), jnp.exp(lam["log_rate"])
         unit = jax.random.exponential(key, (dim,))
         more, same = replace_each(z, z + unit / rate), jnp.broadcast_to(z, (dim, dim))
-        return WeakDerivative(
+        return Pairs(
             {"log_shape": more, "log_rate": same},
             {"log_shape": same, "log_rate": more},
             {"log_shape": shape / unit, "log_rate": shape},
         )
 
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        # eta = (a - 1, -b): its step is the inverse Fisher information of (a, b) times the slope.
+        a, b = jnp.exp(lam["log_shape"]), jnp.exp(lam["log_rate"])
+        slope_a, slope_b = slope["log_shape"] / a, slope["log_rate"] / b
+        curvature = polygamma(1, a)
+        size = rate / (curvature * a - 1.0)
+        step_a = size * (a * slope_a + b * slope_b)
+        step_b = size * (b * slope_a + curvature * b**2 * slope_b)
+        return {
+            "log_shape": lam["log_shape"]
+            + jnp.log(jnp.maximum(1.0 + step_a / a, least_left(rate))),
+            "log_rate": lam["log_rate"] + jnp.log(jnp.maximum(1.0 + step_b / b, least_left(rate))),
+        }
+
+    def shape_of(lam: PyTree) -> Array:
+        return jnp.exp(lam["log_shape"])
+
+    def rate_of(lam: PyTree) -> Array:
+        return jnp.exp(lam["log_rate"])
+
     return family(
         f"gamma({dim})",
         init=init,
+        support=supports.positive(dim),
         log_prob=log_prob,
         sample=sample,
-        reparameterized=True,
-        entropy=entropy,
-        kl=kl,
-        weak_derivative=weak_derivative,
-        gamma_parameters=lambda lam: (jnp.exp(lam["log_shape"]), jnp.exp(lam["log_rate"])),
+        traits=[
+            Reparameterized(),
+            Entropy(entropy),
+            Kl(kl),
+            Moments(
+                lambda lam: shape_of(lam) / rate_of(lam),
+                lambda lam: shape_of(lam) / rate_of(lam) ** 2,
+            ),
+            GammaSites(shape_of, rate_of),
+            Natural(natural_step),
+            WeakDerivative(weak_derivative),
+        ],
     )
 
 
@@ -76,7 +115,7 @@ def exponential(dim: int) -> Family:
 
     lam: `log_rate` [D]; mean exp(-log_rate). z: [D].
     """
-    _check_dim("exponential", dim)
+    check_dim("exponential", dim)
 
     def init(key: Key) -> PyTree:
         return {"log_rate": 0.01 * jax.random.normal(key, (dim,))}
@@ -95,25 +134,36 @@ def exponential(dim: int) -> Family:
         log_ratio = lam2["log_rate"] - lam["log_rate"]
         return jnp.sum(jnp.expm1(log_ratio) - log_ratio)
 
-    def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
+    def weak_derivative(key: Key, lam: PyTree, z: Array) -> Pairs:
         more = replace_each(z, z + jax.random.exponential(key, (dim,)) * jnp.exp(-lam["log_rate"]))
         same = jnp.broadcast_to(z, (dim, dim))
-        return WeakDerivative(
+        return Pairs(
             {"log_rate": same}, {"log_rate": more}, {"log_rate": jnp.ones((dim,), z.dtype)}
         )
+
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        grown = jnp.maximum(1.0 + rate * slope["log_rate"], least_left(rate))
+        return {"log_rate": lam["log_rate"] + jnp.log(grown)}
+
+    def mean(lam: PyTree) -> Array:
+        return jnp.exp(-lam["log_rate"])
 
     return family(
         f"exponential({dim})",
         init=init,
+        support=supports.positive(dim),
         log_prob=log_prob,
         noise=noise,
         transport=transport,
-        reparameterized=True,
-        entropy=lambda lam: jnp.sum(1.0 - lam["log_rate"]),
-        kl=kl,
-        num_uniforms=dim,
-        from_uniform=lambda uniforms: -jnp.log1p(-uniforms),
-        weak_derivative=weak_derivative,
+        traits=[
+            Reparameterized(),
+            Entropy(lambda lam: jnp.sum(1.0 - lam["log_rate"])),
+            Kl(kl),
+            Moments(mean, lambda lam: mean(lam) ** 2),
+            Natural(natural_step),
+            UniformNoise(dim, lambda uniforms: -jnp.log1p(-uniforms)),
+            WeakDerivative(weak_derivative),
+        ],
     )
 
 
@@ -122,7 +172,7 @@ def poisson(dim: int) -> Family:
 
     lam: `log_rate` [D]. z: [D].
     """
-    _check_dim("poisson", dim)
+    check_dim("poisson", dim)
 
     def init(key: Key) -> PyTree:
         return {"log_rate": 0.01 * jax.random.normal(key, (dim,))}
@@ -139,19 +189,28 @@ def poisson(dim: int) -> Family:
         log_ratio = lam2["log_rate"] - lam["log_rate"]
         return jnp.sum(jnp.exp(lam["log_rate"]) * (jnp.expm1(log_ratio) - log_ratio))
 
-    def weak_derivative(key: Key, lam: PyTree, z: Array) -> WeakDerivative:
+    def weak_derivative(key: Key, lam: PyTree, z: Array) -> Pairs:
         more, same = replace_each(z, z + 1.0), jnp.broadcast_to(z, (dim, dim))
-        return WeakDerivative(
-            {"log_rate": more}, {"log_rate": same}, {"log_rate": jnp.exp(lam["log_rate"])}
-        )
+        return Pairs({"log_rate": more}, {"log_rate": same}, {"log_rate": jnp.exp(lam["log_rate"])})
+
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        return {"log_rate": lam["log_rate"] + rate * slope["log_rate"] * jnp.exp(-lam["log_rate"])}
+
+    def mean(lam: PyTree) -> Array:
+        return jnp.exp(lam["log_rate"])
 
     return family(
         f"poisson({dim})",
         init=init,
+        support=supports.counts(dim),
         log_prob=log_prob,
         sample=sample,
-        kl=kl,
-        weak_derivative=weak_derivative,
+        traits=[
+            Kl(kl),
+            Moments(mean, mean),
+            Natural(natural_step),
+            WeakDerivative(weak_derivative),
+        ],
     )
 
 
@@ -160,8 +219,3 @@ def positive(log_z: Array, log_scale: Array) -> Array:
     and log 0 is no density.
     """
     return jnp.maximum(jnp.exp(log_z + log_scale), jnp.finfo(log_z.dtype).tiny)
-
-
-def _check_dim(name: str, dim: int) -> None:
-    if dim < 1:
-        raise ValueError(f"{name}(dim={dim}): dim must be at least 1.")

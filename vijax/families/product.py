@@ -4,21 +4,38 @@ earlier.
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from vijax.families.base import family
+from vijax.families.traits import (
+    Blocks,
+    Density,
+    Entropy,
+    FiniteSupport,
+    IndependentBlocks,
+    Inverse,
+    Kl,
+    Moments,
+    Natural,
+    Reparameterized,
+    UniformNoise,
+    finite_support,
+)
 from vijax.types import Array, Family, Key, PyTree, Scalar
+
+T = TypeVar("T")
 
 
 def product(**blocks: Family) -> Family:
     """Independent named blocks: z and lam are dicts with one entry per block.
 
-    `product(c=categorical(3), z=diag_normal(2))`. Rules may then differ per block: `rules={"c":
-    ..., "z": ...}`. Entropy, KL and support exist if every block has them.
+    `product(c=categorical(3), z=diag_normal(2))`. Rules may then differ per block:
+    `rules={"c": ..., "z": ...}`. Of the other traits it has those that every block has.
     """
     if not blocks:
         raise ValueError(
@@ -26,75 +43,35 @@ def product(**blocks: Family) -> Family:
         )
 
     def init(key: Key) -> PyTree:
-        return {
-            name: block.init(k)
-            for (name, block), k in zip(blocks.items(), _split(key, len(blocks)), strict=True)
-        }
+        keys = dict(zip(blocks, _split(key, len(blocks)), strict=True))
+        return {name: block.init(keys[name]) for name, block in blocks.items()}
 
     def noise(key: Key, num_samples: int) -> PyTree:
-        keys = _split(key, len(blocks))
-        return {
-            name: block.noise(k, num_samples)
-            for (name, block), k in zip(blocks.items(), keys, strict=True)
-        }
+        keys = dict(zip(blocks, _split(key, len(blocks)), strict=True))
+        return {name: block.noise(keys[name], num_samples) for name, block in blocks.items()}
 
     def transport(lam: PyTree, noise: PyTree) -> tuple[PyTree, Scalar]:
         moved = {name: block.transport(lam[name], noise[name]) for name, block in blocks.items()}
-        return {name: z for name, (z, _) in moved.items()}, sum_scalars(
-            log_q for _, log_q in moved.values()
-        )
+        log_q = sum_scalars(log_q for _, log_q in moved.values())
+        return {name: z for name, (z, _) in moved.items()}, log_q
 
     def log_prob(lam: PyTree, z: PyTree) -> Scalar:
         return sum_scalars(block.log_prob(lam[name], z[name]) for name, block in blocks.items())
 
-    def entropy(lam: PyTree) -> Scalar:
-        return sum_scalars(
-            cast(Callable, block.entropy)(lam[name]) for name, block in blocks.items()
-        )
-
-    def kl(lam: PyTree, lam2: PyTree) -> Scalar:
-        return sum_scalars(
-            cast(Callable, block.kl)(lam[name], lam2[name]) for name, block in blocks.items()
-        )
-
-    def support() -> PyTree:
-        grids = jnp.meshgrid(
-            *(jnp.arange(block.support_size) for block in blocks.values()), indexing="ij"
-        )
-        return {
-            name: jax.tree.map(
-                lambda leaf, grid=grid: leaf[grid.ravel()], cast(Callable, block.support)()
-            )
-            for (name, block), grid in zip(blocks.items(), grids, strict=True)
-        }
-
-    def from_uniform(uniforms: Array) -> PyTree:
-        ends = list(
-            itertools.accumulate(cast(int, block.num_uniforms) for block in blocks.values())
-        )
-        parts = zip(blocks.items(), jnp.split(uniforms, ends[:-1]), strict=True)
-        return {name: cast(Callable, block.from_uniform)(part) for (name, block), part in parts}
-
-    uniforms = [block.num_uniforms for block in blocks.values()]
-    has_uniforms = all(count is not None for count in uniforms)
-    sizes = [block.support_size for block in blocks.values()]
-    finite = all(size is not None for size in sizes)
     return family(
-        f"product({', '.join(f'{name}={block.name}' for name, block in blocks.items())})",
+        _name("product", blocks),
         init=init,
-        log_prob=log_prob,
+        support={name: block.support for name, block in blocks.items()},
+        log_prob=log_prob if every(Density, blocks) is not None else None,
         noise=noise,
         transport=transport,
-        reparameterized={name: block.reparameterized for name, block in blocks.items()},
-        fixed_support=all(block.fixed_support for block in blocks.values()),
-        entropy=entropy if all(block.entropy is not None for block in blocks.values()) else None,
-        kl=kl if all(block.kl is not None for block in blocks.values()) else None,
-        support=support if finite else None,
-        support_size=math.prod(cast(list[int], sizes)) if finite else None,
-        blocks=blocks,
-        block_lam=lambda name, lam, before: lam[name],
-        num_uniforms=sum(cast(list[int], uniforms)) if has_uniforms else None,
-        from_uniform=from_uniform if has_uniforms else None,
+        traits=[
+            Blocks(FrozenDict(blocks), lambda name, lam, before: lam[name], ordered=False),
+            IndependentBlocks(),
+            *_joint(blocks),
+            *_uniform(blocks),
+            None if every(Reparameterized, blocks) is None else Reparameterized(),
+        ],
     )
 
 
@@ -112,13 +89,13 @@ def chain(
     path through z1. Rules per block nest: the second is differentiated inside the first, given z1.
 
     Args:
-      first, then: (name, family).
+      first: (name, family).
+      then: (name, family).
       locate: (lam[second name], z1) -> lam of the second family.
       init: key -> initial lam[second name].
     """
     (name1, family1), (name2, family2) = first, then
-    # Their noises are independent, whatever links their parameters
-    both = product(**{name1: family1, name2: family2})
+    blocks = {name1: family1, name2: family2}
 
     def init_both(key: Key) -> PyTree:
         key1, key2 = jax.random.split(key)
@@ -134,26 +111,39 @@ def chain(
         return {name1: z1, name2: z2}, log_q1 + log_q2
 
     def log_prob(lam: PyTree, z: PyTree) -> Scalar:
-        return family1.log_prob(lam[name1], z[name1]) + family2.log_prob(
-            locate(lam[name2], z[name1]), z[name2]
-        )
+        log_q1 = family1.log_prob(lam[name1], z[name1])
+        return log_q1 + family2.log_prob(locate(lam[name2], z[name1]), z[name2])
 
+    def block_lam(name: str, lam: PyTree, before: PyTree) -> PyTree:
+        return lam[name1] if name == name1 else locate(lam[name2], before[name1])
+
+    def inverse(lam: PyTree, z: PyTree) -> PyTree:
+        return {
+            name: found.noise(block_lam(name, lam, z), z[name]) for name, found in inverses.items()
+        }
+
+    inverses = every(Inverse, blocks) or {}
     return family(
-        f"chain({name1}={family1.name}, {name2}={family2.name})",
+        _name("chain", blocks),
         init=init_both,
-        log_prob=log_prob,
+        support={name: block.support for name, block in blocks.items()},
+        log_prob=log_prob if every(Density, blocks) is not None else None,
         noise=noise,
         transport=transport,
-        reparameterized={name1: family1.reparameterized, name2: family2.reparameterized},
-        fixed_support=family1.fixed_support and family2.fixed_support,
-        blocks={name1: family1, name2: family2},
-        block_lam=lambda name, lam, before: (
-            lam[name1] if name == name1 else locate(lam[name2], before[name1])
-        ),
-        ordered=True,
-        num_uniforms=both.num_uniforms,
-        from_uniform=both.from_uniform,
+        traits=[
+            Blocks(FrozenDict(blocks), block_lam, ordered=True),
+            Inverse(inverse) if inverses else None,
+            *_uniform(blocks),  # the blocks' noises are independent, whatever links their lam
+            None if every(Reparameterized, blocks) is None else Reparameterized(),
+        ],
     )
+
+
+def every(kind: type[T], blocks: Mapping[str, Family]) -> dict[str, T] | None:
+    """That trait of every block, or None if one lacks it."""
+    found = {name: block.traits.get(kind) for name, block in blocks.items()}
+    there = {name: record for name, record in found.items() if record is not None}
+    return there if len(there) == len(found) else None
 
 
 def sum_scalars(terms) -> Scalar:
@@ -162,6 +152,68 @@ def sum_scalars(terms) -> Scalar:
     for term in rest:
         first = first + term
     return first
+
+
+def _joint(blocks: Mapping[str, Family]) -> list[object]:
+    """Traits of independent blocks together, where every block has them."""
+    joint: list[object] = []
+    if entropies := every(Entropy, blocks):
+        joint.append(
+            Entropy(lambda lam: sum_scalars(e.value(lam[n]) for n, e in entropies.items()))
+        )
+    if kls := every(Kl, blocks):
+        joint.append(
+            Kl(lambda lam, lam2: sum_scalars(k.value(lam[n], lam2[n]) for n, k in kls.items()))
+        )
+    if moments := every(Moments, blocks):
+        joint.append(
+            Moments(
+                lambda lam: {n: m.mean(lam[n]) for n, m in moments.items()},
+                lambda lam: {n: m.variance(lam[n]) for n, m in moments.items()},
+            )
+        )
+    if naturals := every(Natural, blocks):
+        joint.append(
+            Natural(
+                lambda lam, slope, rate: {
+                    n: natural.step(lam[n], slope[n], rate) for n, natural in naturals.items()
+                }
+            )
+        )
+    if inverses := every(Inverse, blocks):
+        joint.append(
+            Inverse(lambda lam, z: {n: i.noise(lam[n], z[n]) for n, i in inverses.items()})
+        )
+    if finite := every(FiniteSupport, blocks):
+        size = math.prod(part.size for part in finite.values())
+        joint.append(finite_support(lambda: _grid(finite), size))
+    return joint
+
+
+def _grid(finite: Mapping[str, FiniteSupport]) -> PyTree:
+    """Every combination of the blocks' values."""
+    places = jnp.meshgrid(*(jnp.arange(part.size) for part in finite.values()), indexing="ij")
+    return {
+        name: jax.tree.map(lambda leaf, place=place: leaf[place.ravel()], part.values())
+        for (name, part), place in zip(finite.items(), places, strict=True)
+    }
+
+
+def _uniform(blocks: Mapping[str, Family]) -> list[UniformNoise]:
+    uniforms = every(UniformNoise, blocks)
+    if not uniforms:
+        return []
+    ends = list(itertools.accumulate(part.num_uniforms for part in uniforms.values()))
+
+    def from_uniform(numbers: Array) -> PyTree:
+        pieces = zip(uniforms.items(), jnp.split(numbers, ends[:-1]), strict=True)
+        return {name: part.from_uniform(piece) for (name, part), piece in pieces}
+
+    return [UniformNoise(ends[-1], from_uniform)]
+
+
+def _name(kind: str, blocks: Mapping[str, Family]) -> str:
+    return f"{kind}({', '.join(f'{name}={block.name}' for name, block in blocks.items())})"
 
 
 def _split(key: Key, num: int) -> list[Array]:

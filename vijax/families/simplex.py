@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
-from vijax.families.base import family
+from vijax import supports
+from vijax.families.base import check_dim, family
+from vijax.families.traits import Entropy, Kl, Moments, Reparameterized
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
@@ -18,8 +20,7 @@ def beta(dim: int) -> Family:
     lam: `log_alpha` [D], `log_beta` [D], logs of the two shapes; mean alpha / (alpha + beta). z:
     [D].
     """
-    if dim < 1:
-        raise ValueError(f"beta(dim={dim}): dim must be at least 1.")
+    check_dim("beta", dim)
 
     def init(key: Key) -> PyTree:
         return {"log_alpha": 0.01 * jax.random.normal(key, (dim,)), "log_beta": jnp.zeros((dim,))}
@@ -36,14 +37,24 @@ def beta(dim: int) -> Family:
             dirichlet_log_prob(shapes(lam), jnp.stack([jnp.log(z), jnp.log1p(-z)], axis=-1))
         )
 
+    def mean(lam: PyTree) -> Array:
+        return jax.nn.sigmoid(lam["log_alpha"] - lam["log_beta"])
+
+    def variance(lam: PyTree) -> Array:
+        return mean(lam) * (1.0 - mean(lam)) / (1.0 + jnp.sum(shapes(lam), axis=-1))
+
     return family(
         f"beta({dim})",
         init=init,
+        support=supports.interval(0.0, 1.0, dim),
         log_prob=log_prob,
         sample=sample,
-        reparameterized=True,
-        entropy=lambda lam: jnp.sum(dirichlet_entropy(shapes(lam))),
-        kl=lambda lam, lam2: jnp.sum(dirichlet_kl(shapes(lam), shapes(lam2))),
+        traits=[
+            Reparameterized(),
+            Entropy(lambda lam: jnp.sum(dirichlet_entropy(shapes(lam)))),
+            Kl(lambda lam, lam2: jnp.sum(dirichlet_kl(shapes(lam), shapes(lam2)))),
+            Moments(mean, variance),
+        ],
     )
 
 
@@ -72,14 +83,24 @@ def dirichlet(num_classes: int) -> Family:
         chex.assert_shape(z, (num_classes,))
         return dirichlet_log_prob(shapes(lam), jnp.log(z))
 
+    def mean(lam: PyTree) -> Array:
+        return jax.nn.softmax(lam["log_concentration"])
+
+    def variance(lam: PyTree) -> Array:
+        return mean(lam) * (1.0 - mean(lam)) / (1.0 + jnp.sum(shapes(lam)))
+
     return family(
         f"dirichlet({num_classes})",
         init=init,
+        support=supports.simplex(num_classes),
         log_prob=log_prob,
         sample=sample,
-        reparameterized=True,
-        entropy=lambda lam: dirichlet_entropy(shapes(lam)),
-        kl=lambda lam, lam2: dirichlet_kl(shapes(lam), shapes(lam2)),
+        traits=[
+            Reparameterized(),
+            Entropy(lambda lam: dirichlet_entropy(shapes(lam))),
+            Kl(lambda lam, lam2: dirichlet_kl(shapes(lam), shapes(lam2))),
+            Moments(mean, variance),
+        ],
     )
 
 

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
-from vijax.families.base import family
+from vijax import supports
+from vijax.families.base import check_dim, family
+from vijax.families.traits import Entropy, Moments, Reparameterized
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
@@ -24,11 +26,7 @@ def student_t(dim: int, *, init_degrees: float = 5.0) -> Family:
       dim: D, at least 1.
       init_degrees: v at `init`.
     """
-    if dim < 1 or not init_degrees > 0.0:
-        raise ValueError(
-            f"student_t(dim={dim}, init_degrees={init_degrees}): dim must be at least 1, "
-            f"init_degrees positive."
-        )
+    check_dim("student_t", dim, init_degrees=init_degrees)
 
     def init(key: Key) -> PyTree:
         loc = 0.01 * jax.random.normal(key, (dim,))
@@ -59,13 +57,22 @@ def student_t(dim: int, *, init_degrees: float = 5.0) -> Family:
         spread = 0.5 * (degrees + 1.0) * (digamma(0.5 * (degrees + 1.0)) - digamma(0.5 * degrees))
         return jnp.sum(spread + log_normaliser(degrees) + lam["log_scale"])
 
+    def mean(lam: PyTree) -> Array:
+        return jnp.where(lam["log_degrees"] > 0.0, lam["loc"], jnp.nan)  # exists for v > 1
+
+    def variance(lam: PyTree) -> Array:
+        degrees = jnp.exp(lam["log_degrees"])
+        finite = degrees > 2.0
+        ratio = degrees / jnp.where(finite, degrees - 2.0, 1.0)
+        return jnp.where(finite, jnp.exp(2.0 * lam["log_scale"]) * ratio, jnp.inf)
+
     return family(
         f"student_t({dim})",
         init=init,
+        support=supports.real(dim),
         log_prob=log_prob,
         sample=sample,
-        reparameterized=True,
-        entropy=entropy,
+        traits=[Reparameterized(), Entropy(entropy), Moments(mean, variance)],
     )
 
 

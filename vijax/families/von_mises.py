@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import i0e, i1e
 
-from vijax.families.base import family
+from vijax import supports
+from vijax.families.base import check_dim, family
+from vijax.families.traits import Entropy, Kl, Reparameterized
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -22,8 +24,7 @@ def von_mises(dim: int) -> Family:
     derivatives are right for an integrand that is continuous on the circle, f(-pi) = f(pi): write
     it in cos z and sin z.
     """
-    if dim < 1:
-        raise ValueError(f"von_mises(dim={dim}): dim must be at least 1.")
+    check_dim("von_mises", dim)
 
     def init(key: Key) -> PyTree:
         return {
@@ -61,11 +62,10 @@ def von_mises(dim: int) -> Family:
     return family(
         f"von_mises({dim})",
         init=init,
+        support=supports.circle(dim),
         log_prob=log_prob,
         sample=sample,
-        reparameterized=True,
-        entropy=entropy,
-        kl=kl,
+        traits=[Reparameterized(), Entropy(entropy), Kl(kl)],
     )
 
 

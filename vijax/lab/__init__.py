@@ -1,17 +1,20 @@
 """The gradient lab: bias, variance, signal-to-noise ratio and cost of any estimator, each figure
 with its own error.
 
-Results are NamedTuples of columns: `to_dataframe` makes a pandas table of them, to print or to
-write as CSV or JSON.
+Everything is measured at `params` as they are stored, or at `vijax.in_lam(estimator, params,
+batch)` for gradients in q's own parameters. Results are NamedTuples of columns: `to_dataframe`
+makes a pandas table of them, to print or to write as CSV or JSON.
 """
 
-from vijax.lab.comparison import Comparison, Learned, along, compare, concatenate, in_lam
+from vijax.lab.blocks import Blocks
+from vijax.lab.comparison import Comparison, compare, concatenate
 from vijax.lab.cost import Timing, evaluations, timing
-from vijax.lab.learned import learn
-from vijax.lab.report import Blocks, GradientReport, Reference, gradient_report
+from vijax.lab.dataframe import to_dataframe
+from vijax.lab.learned import Learned, learn
+from vijax.lab.reference import Reference
+from vijax.lab.report import GradientReport, gradient_report
 from vijax.lab.sources import Sources, variance_sources
-from vijax.lab.sweeps import Point, Slopes, slopes, sweep
-from vijax.lab.tables import to_dataframe
+from vijax.lab.sweeps import Point, Slopes, along, slopes, sweep
 
 __all__ = [
     "Blocks",
@@ -28,7 +31,6 @@ __all__ = [
     "concatenate",
     "evaluations",
     "gradient_report",
-    "in_lam",
     "learn",
     "slopes",
     "sweep",

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from vijax.estimators import EVALUATION
-from vijax.types import Batch, Estimator, Key, Params, PyTree
+from vijax.inference import Estimator
+from vijax.types import Batch, Key, Params, PyTree
 
 INLINE = (
     "pjit",
@@ -27,14 +28,16 @@ INLINE = (
     "checkpoint",
 )
 TINY = 1e-30  # a step so small that the parameters stay what they are
+MOST = 2**24  # gradients in a loop: where doubling stops, should the clock stand still
 
 
 class Timing(NamedTuple):
     """Interleaved timings of several estimators.
 
     Attributes:
-      microseconds: [E] per gradient, median over rounds
-      rounds: [R, E] microseconds; round r of all of them is measured within one stretch of time
+      names: of the estimators.
+      microseconds: [E] per gradient, median over rounds.
+      rounds: [R, E] microseconds; round r of all of them is measured within one stretch of time.
     """
 
     names: tuple[str, ...]
@@ -137,7 +140,9 @@ def timing(
     of the rounds.
 
     Args:
-      params, states: of every estimator.
+      params: of every estimator.
+      states: of every estimator.
+      rounds: of all estimators.
       seconds: how long a loop of one round should take, at least one gradient.
     """
     names = tuple(estimators)
@@ -151,15 +156,39 @@ def timing(
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(lambda name: run(name, 1), names))  # compiles
-    counts = {}
-    for name in names:
-        once = run(name, 1)
-        few = max(2, min(64, int(seconds / 4.0 / once)))
-        counts[name] = max(1, int(seconds / max(run(name, few) / few, 1e-7)))
-    table = np.asarray(
-        [[1e6 * run(name, counts[name]) / counts[name] for name in names] for _ in range(rounds)]
-    )
-    return Timing(names, np.median(table, axis=0), table)
+    return interleaved(names, run, rounds=rounds, seconds=seconds)
+
+
+def interleaved(
+    names: Sequence[str], run: Callable[[str, int], float], *, rounds: int, seconds: float
+) -> Timing:
+    """`timing` of anything that takes time.
+
+    Args:
+      run: (name, count) -> seconds that so many gradients took.
+    """
+    counts = {name: calibrate(functools.partial(run, name), seconds) for name in names}
+    table = [
+        [1e6 * run(name, counts[name]) / counts[name] for name in names] for _ in range(rounds)
+    ]
+    return Timing(tuple(names), np.median(table, axis=0), np.asarray(table))
+
+
+def calibrate(run: Callable[[int], float], seconds: float, *, calls: int = 5) -> int:
+    """How many gradients make a loop of so many seconds, or of half of it: long beside what
+    starting it costs. At least 1.
+
+    Doubles the number while any call is shorter: another process can make a call slower, never
+    faster, so a slow one alone is not believed.
+
+    Args:
+      run: count -> seconds that so many gradients took.
+      calls: that must all be long.
+    """
+    count = 1
+    while count < MOST and any(run(count) < 0.5 * seconds for _ in range(calls)):
+        count *= 2
+    return count
 
 
 @functools.partial(jax.jit, static_argnames="estimator")
@@ -167,11 +196,9 @@ def _loop(
     key: Key, params: Params, state: PyTree, batch: Batch, count: int, *, estimator: Estimator
 ) -> Params:
     def step(number: Any, params: Params) -> Params:
-        gradient = estimator.estimate(jax.random.fold_in(key, number), params, state, batch)[
-            0
-        ].grads
+        estimate, _ = estimator.estimate(jax.random.fold_in(key, number), params, state, batch)
         # The parameters must change in form, or the compiler would take out of the loop whatever
         # does not see the key.
-        return jax.tree.map(lambda leaf, g: leaf - TINY * g, params, gradient)
+        return jax.tree.map(lambda leaf, g: leaf - TINY * g, params, estimate.grads)
 
     return jax.lax.fori_loop(0, count, step, params)

@@ -3,12 +3,28 @@ they are in use.
 """
 
 import functools
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import optax
 
-from vijax.lab.comparison import Learned
-from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
+from vijax.inference import Estimator
+from vijax.types import Array, Batch, Key, Params, PyTree
+
+
+class Learned(NamedTuple):
+    """What an estimator's own training has made of it."""
+
+    control: PyTree
+    state: PyTree
+
+
+class Place(NamedTuple):
+    """Where one estimator is measured: the common params with its own control, and its state."""
+
+    params: Params
+    state: PyTree
 
 
 def learn(
@@ -24,7 +40,8 @@ def learn(
     phi and batch.
 
     Args:
-      params: its control is ignored; learning starts from initialisation.
+      params: its control is ignored; learning starts from initialisation. As stored, or in q's own
+        parameters, `vijax.in_lam(estimator, params, batch)`.
       optimizer: of control; None: Adam at 0.01.
     """
     own_key, run_key = jax.random.split(key)
@@ -36,6 +53,27 @@ def learn(
     return Learned(
         *_run(run_key, place, state, batch, num_steps, estimator=estimator, optimizer=chosen)
     )
+
+
+def places(
+    key: Key, estimators: Mapping[str, Estimator], params: Params, learned: Mapping[str, Learned]
+) -> dict[str, Place]:
+    """Every estimator's place, with what it learned, or as it is initialised."""
+
+    def place(name: str, estimator: Estimator) -> Place:
+        if name in learned:
+            control, state = learned[name]
+        else:
+            control = estimator.init_params(key).control
+            state = estimator.init(key, params._replace(control=control))
+        # Without weak types, which initial parameters may have and trained ones have not: one
+        # program serves both.
+        return jax.tree.map(
+            lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype),
+            Place(params._replace(control=control), state),
+        )
+
+    return {name: place(name, estimator) for name, estimator in estimators.items()}
 
 
 _ADAM = optax.adam(0.01)  # one object, so that one program serves every call

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from vijax.shapes import is_batch
-from vijax.types import Array, Batch, Estimator, Key, Params, PyTree
+from vijax import rows
+from vijax.inference import Estimator
+from vijax.shapes import check_batch
+from vijax.types import Array, Batch, Key, Params, PyTree
 
 CHUNK_NUMBERS = 2**18  # gradient elements held at once
 
@@ -27,12 +29,13 @@ class Moments(NamedTuple):
     is somewhat too large where chunks are small and S is too; nothing else is approximate.
 
     Attributes:
-      mean: [P] elements of params, leaf after leaf
-      variance: [P] unbiased
-      third: [P] central moment
-      fourth: [P] central moment
-      spread: [M, 2, 2] covariance of (|g - m|^2, m.(g - m)) per group
-      squares: [S, M] |g - m|^2 per draw and group; [0, M] unless asked for
+      mean: [P] elements of params, leaf after leaf.
+      variance: [P] unbiased.
+      third: [P] central moment.
+      fourth: [P] central moment.
+      spread: [M, 2, 2] covariance of (|g - m|^2, m.(g - m)) per group.
+      squares: [S, M] |g - m|^2 per draw and group; [0, M] unless asked for.
+      num_draws: S.
     """
 
     mean: Array
@@ -45,13 +48,14 @@ class Moments(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Fields.
+    """What a chunk of draws is added to.
 
     Attributes:
-      mean: [P] of all elements, one after the other
-      powers: [P] sums of (g - mean)^2, ^3, ^4
-      pair: [M, 2] mean of the spread's pair
-      products: [M, 2, 2] sums of products of its deviations
+      count: [] draws so far.
+      mean: [P] of all elements, one after the other.
+      powers: [P] sums of (g - mean)^2, ^3, ^4.
+      pair: [M, 2] mean of the spread's pair.
+      products: [M, 2, 2] sums of products of its deviations.
     """
 
     count: Array
@@ -63,9 +67,11 @@ class _Sums(NamedTuple):
 
 def groups(params: Params) -> tuple[tuple[str, ...], np.ndarray]:
     """Names of the groups [M] and their leaves, bool [M, L]: theta, phi, control, then each leaf of
-    a block of several.
+    a block of several, such as phi/z/loc, in q's own parameters (`vijax.in_lam`) too.
     """
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    phi = params.phi.lam if isinstance(params.phi, rows.Lam) else rows.stored(params.phi)
+    named = params._replace(phi=phi)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(named)]
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/").removeprefix(".") for path in paths
     ]
@@ -102,7 +108,7 @@ def measure(
       keep_squares: return a number per draw and group, for pairing draws of several estimators.
       quick_compile: compile in about half the time a program that is somewhat slower.
     """
-    is_batch(batch)
+    check_batch(batch)
     if num_draws < 2:
         raise ValueError(f"num_draws={num_draws}, but a variance needs at least 2.")
     if chunk_size is not None and chunk_size < 1:
@@ -131,7 +137,19 @@ def measure(
     return result._replace(squares=squares, num_draws=num_draws)
 
 
-def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, keep):
+def _run(
+    key: Key,
+    params: Params,
+    state: PyTree,
+    batch: Batch,
+    num_draws: int,
+    *,
+    estimator: Estimator,
+    shape: tuple[int, int],
+    sharding: jax.sharding.Sharding | None,
+    keep: bool,
+) -> Moments:
+    """`measure` of [chunks, draws in each] = shape; its `num_draws` is not filled in."""
     num_chunks, size = shape
     flat = ravel_pytree(params)[0]
     zeros = jnp.zeros(flat.shape, jnp.promote_types(flat.dtype, jnp.float32))
@@ -160,15 +178,14 @@ def _run(key, params, state, batch, num_draws, *, estimator, shape, sharding, ke
     start = _Sums(count, zeros, (zeros, zeros, zeros), pair, products)
     sums, squares = jax.lax.scan(chunk, start, size * jnp.arange(num_chunks))
     n, (second, third, fourth) = sums.count, sums.powers
-    spread = sums.products / (n - 1)
     return Moments(
-        sums.mean,
-        second / (n - 1),
-        third / n,
-        fourth / n,
-        spread,
-        squares.reshape(-1, num_groups),
-        0,
+        mean=sums.mean,
+        variance=second / (n - 1),
+        third=third / n,
+        fourth=fourth / n,
+        spread=sums.products / (n - 1),
+        squares=squares.reshape(-1, num_groups),
+        num_draws=0,
     )
 
 

@@ -1,5 +1,5 @@
-"""How figures of a comparison scale: sweeps over K, minibatch size or dimension, and log-log slopes
-with intervals.
+"""Comparisons at many points: along a training run, over K, minibatch size or dimension; and
+log-log slopes of what a sweep finds, with intervals.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,9 +9,13 @@ import jax
 import numpy as np
 from scipy import special
 
-from vijax.lab.comparison import HALF_WIDTH, Comparison, Learned, compare, concatenate
-from vijax.lab.report import LEVEL, Reference
-from vijax.types import Batch, Estimator, Key, Params
+from vijax.inference import Estimator
+from vijax.lab.blocks import LEVEL
+from vijax.lab.comparison import Comparison, compare, concatenate, timed
+from vijax.lab.learned import Learned, places
+from vijax.lab.ranking import HALF_WIDTH
+from vijax.lab.reference import Reference
+from vijax.types import Batch, Key, Params
 
 
 class Point(NamedTuple):
@@ -28,11 +32,15 @@ class Slopes(NamedTuple):
     """Columns, one row per estimator and block: d log figure / d log value.
 
     Attributes:
-      low: of a 95 % interval
+      estimator: by name.
+      block: theta or phi.
+      slope: of the line.
+      low: of a 95 % interval.
+      high: of the interval.
       misfit: chi-square per degree of freedom: far above 1, the points do not lie on a line; nan
-        for two points
+        for two points.
       points: used: those whose figure is positive and finite. A lost signal has none, which favours
-        lucky points
+        lucky points.
     """
 
     estimator: np.ndarray
@@ -42,6 +50,63 @@ class Slopes(NamedTuple):
     high: np.ndarray
     misfit: np.ndarray
     points: np.ndarray
+
+
+def along(
+    key: Key,
+    estimators: Mapping[str, Estimator],
+    path: Mapping[int, Params],
+    batch: Batch,
+    *,
+    num_draws: int,
+    learned: Mapping[int, Mapping[str, Learned]] | None = None,
+    reference: Mapping[int, Reference | None] | None = None,
+    rounds: int = 0,
+) -> Comparison:
+    """`compare` at several points of one training run: rankings change on the way. Column `at` is
+    the step.
+
+    Every point has draws of its own, so that errors of averages over the path are those of
+    independent figures.
+
+    Args:
+      path: step -> params, as stored or in q's own parameters (`vijax.in_lam`).
+      num_draws: as in `compare`.
+      learned: step -> what `compare` takes.
+      reference: step -> what `compare` takes.
+      rounds: of timing, at the first point alone, whose times stand for all.
+
+    Raises:
+      ValueError: if the path is empty, or something is given for a step that is not on it.
+    """
+    known, right = learned or {}, reference or {}
+    strangers = (set(known) | set(right)) - set(path)
+    if strangers or not path:
+        raise ValueError(
+            f"along: the path has steps {sorted(path)}; learned or reference also has "
+            f"{sorted(strangers)}."
+        )
+    times = None
+    if rounds:
+        first, params = next(iter(path.items()))
+        own = places(key, estimators, params, known.get(first, {}))
+        times = timed(key, estimators, own, batch, rounds)
+    parts = [
+        compare(
+            jax.random.fold_in(key, number),
+            estimators,
+            params,
+            batch,
+            num_draws=num_draws,
+            learned=known.get(step),
+            reference=right.get(step),
+            rounds=0,
+            times=times,
+            at=float(step),
+        )
+        for number, (step, params) in enumerate(path.items())
+    ]
+    return concatenate(parts)
 
 
 def sweep(
@@ -57,7 +122,8 @@ def sweep(
 
     Args:
       setting: value -> estimators (the same names everywhere), params, batch.
-      num_draws, rounds: as in `compare`.
+      num_draws: as in `compare`.
+      rounds: as in `compare`.
     """
     rows = []
     for number, value in enumerate(values):
@@ -114,9 +180,6 @@ def _line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float
     misfit = np.sum(weight * left**2) / (len(x) - 2) if len(x) > 2 else np.nan
     half = HALF_WIDTH / np.sqrt(precision)
     if misfit > 1.0:
-        half = max(
-            half,
-            float(special.stdtrit(len(x) - 2, 0.5 + 0.5 * (1.0 - LEVEL)))
-            * np.sqrt(misfit / precision),
-        )
+        reach = float(special.stdtrit(len(x) - 2, 1.0 - 0.5 * LEVEL))
+        half = max(half, reach * np.sqrt(misfit / precision))
     return float(slope), float(slope - half), float(slope + half), float(misfit)

@@ -4,13 +4,15 @@ A log-density is one number, or a dict {name: term} of the terms whose sum it is
 gives credit by their names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
-from vijax.shapes import with_terms
-from vijax.types import Key, LogDensity, Model, Prior, PyTree, Scalar
+from vijax.inference import Model, Prior
+from vijax.shapes import total_and_terms
+from vijax.types import Key, LogDensity, PyTree, Scalar
 
 
 def latent_model(
@@ -40,7 +42,14 @@ def latent_model(
         None if prior is None else Prior(prior.family, lambda theta, w: prior.locate(theta))
     )
     return Model(
-        init, _no_prior, log_local, ("z",), None, local_prior, simulate, log_evidence, posterior
+        init=init,
+        log_prior=_no_prior,
+        log_local=log_local,
+        latents=("z",),
+        priors=_stated(z=local_prior),
+        simulate=simulate,
+        log_evidence=log_evidence,
+        posterior=posterior,
     )
 
 
@@ -65,7 +74,16 @@ def bayes_model(
     def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
         return _checked(log_lik(theta, w, x), "log_lik")
 
-    return Model(init, log_prior, log_local, ("w",), prior, None, simulate, log_evidence, posterior)
+    return Model(
+        init=init,
+        log_prior=log_prior,
+        log_local=log_local,
+        latents=("w",),
+        priors=_stated(w=prior),
+        simulate=simulate,
+        log_evidence=log_evidence,
+        posterior=posterior,
+    )
 
 
 def hierarchical_model(
@@ -91,12 +109,23 @@ def hierarchical_model(
         return _checked(log_local(theta, w, z, x), "log_local")
 
     return Model(
-        init, log_prior, checked, ("w", "z"), prior_w, prior_z, simulate, log_evidence, posterior
+        init=init,
+        log_prior=log_prior,
+        log_local=checked,
+        latents=("w", "z"),
+        priors=_stated(w=prior_w, z=prior_z),
+        simulate=simulate,
+        log_evidence=log_evidence,
+        posterior=posterior,
     )
 
 
+def _stated(**priors: Prior | None) -> Mapping[str, Prior]:
+    return FrozenDict({name: prior for name, prior in priors.items() if prior is not None})
+
+
 def _checked(value: LogDensity, what: str) -> LogDensity:
-    with_terms(value, what)
+    total_and_terms(value, what)
     return value
 
 

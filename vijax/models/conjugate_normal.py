@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from vijax import densities
 from vijax.families import diag_normal
+from vijax.inference import Model, Prior
 from vijax.models.base import latent_model
 from vijax.models.normal_prior import check_positive
-from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
+from vijax.types import Array, Key, PyTree, Scalar
 
 
 def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vijax import densities
+from vijax.inference import Model
 from vijax.models.base import bayes_model
 from vijax.models.normal_prior import check_positive
-from vijax.types import Array, Key, Model, PyTree, Scalar
+from vijax.types import Array, Key, PyTree, Scalar
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 STANDARD_ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)

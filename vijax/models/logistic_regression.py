@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from vijax import densities
 from vijax.families import diag_normal
+from vijax.inference import Model
 from vijax.models.base import bayes_model
 from vijax.models.normal_prior import check_positive, isotropic_normal_prior
-from vijax.types import Array, Family, Key, Model, PyTree, Scalar
+from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
 def logistic_regression(

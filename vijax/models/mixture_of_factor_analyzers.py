@@ -5,10 +5,11 @@ import jax.numpy as jnp
 
 from vijax import densities
 from vijax.families import categorical, diag_normal, product
+from vijax.inference import Model, Prior
 from vijax.models.base import latent_model
 from vijax.models.normal_prior import check_positive
 from vijax.models.probabilistic_pca import posterior_moments
-from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
+from vijax.types import Array, Key, PyTree, Scalar
 
 
 def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_dim: int) -> Model:

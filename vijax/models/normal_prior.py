@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vijax.families import lam_like
-from vijax.types import Family, Prior, PyTree
+from vijax.inference import Prior
+from vijax.types import Family, PyTree
 
 
 def isotropic_normal_prior(family: Family, *, scale: float = 1.0) -> Prior:

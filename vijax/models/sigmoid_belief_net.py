@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from vijax import densities
 from vijax.families import bernoulli, chain
 from vijax.guides import amortized
+from vijax.inference import Guide, Model, Prior
 from vijax.models.base import latent_model
-from vijax.types import Array, Family, Guide, Key, Model, Prior, PyTree, Scalar
+from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
 def sigmoid_belief_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden: int = 0) -> Model:

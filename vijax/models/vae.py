@@ -12,9 +12,10 @@ from flax import linen
 
 from vijax import densities
 from vijax.families import diag_normal
+from vijax.inference import Model, Prior
 from vijax.models.base import latent_model
 from vijax.networks import as_network
-from vijax.types import Array, Key, Model, Prior, PyTree, Scalar
+from vijax.types import Array, Key, PyTree, Scalar
 
 
 class Likelihood(NamedTuple):

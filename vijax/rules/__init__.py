@@ -1,12 +1,28 @@
 """Gradient rules: how one expectation under q is differentiated. One idea a file.
 
-`rule.surrogate(key, family, lam, integrand, objective=..., num_samples=K)` is a scalar whose value
-is the Monte Carlo estimate and whose derivative is the gradient estimator; use it bare under
-`jax.grad`, or let `vijax.estimator` bind it.
+`expect(key, family, lam, integrand, rule=score(), num_samples=K)` estimates an expectation of one's
+own, under `jax.grad`; `vijax.estimator` binds rules to models. A rule is made by `rule(name,
+requires, surrogate)`: `surrogate(key, q, integrand, setting)` is a scalar whose value is the Monte
+Carlo estimate and whose derivative is the gradient estimator, and `draw`, `evaluate` and the other
+helpers are most of one.
 """
 
+from vijax.families import log_probs
 from vijax.rules.arsm import arsm
-from vijax.rules.base import draw, evaluate, evaluate_at, from_gradient, mean_aux, rule
+from vijax.rules.bare import expect
+from vijax.rules.base import (
+    draw,
+    evaluate,
+    evaluate_at,
+    from_gradient,
+    keys,
+    live_weights,
+    mean_aux,
+    no_aux,
+    rule,
+    stopped,
+    zero_valued,
+)
 from vijax.rules.categorical_disarm import disarm_importance, disarm_stick_breaking, disarm_tree
 from vijax.rules.closed_form import closed_form_entropy, closed_form_kl
 from vijax.rules.coupled import arm, arms, disarm
@@ -26,14 +42,9 @@ from vijax.rules.measure_valued import measure_valued
 from vijax.rules.mixed import Rules, as_rule, mixed
 from vijax.rules.muprop import muprop
 from vijax.rules.pathwise import pathwise
-from vijax.rules.quadratic_control import (
-    by_path,
-    by_score,
-    learned_quadratic,
-    quadratic_control,
-    taylor,
-)
-from vijax.rules.rebar import concrete, rebar, relax, to_mean_field
+from vijax.rules.quadratic_control import by_path, by_score, quadratic_control
+from vijax.rules.rebar import rebar
+from vijax.rules.relax import relax
 from vijax.rules.relaxed import (
     gapped_straight_through,
     gumbel_rao,
@@ -42,10 +53,12 @@ from vijax.rules.relaxed import (
     straight_through,
     straight_through_gumbel,
 )
+from vijax.rules.relaxed_scores import concrete, to_mean_field
 from vijax.rules.rodeo import rodeo
 from vijax.rules.score import score
 from vijax.rules.score_per_block import by_substitution, by_terms, score_per_block
 from vijax.rules.sum_and_sample import sum_and_sample
+from vijax.rules.surfaces import learned_quadratic, taylor
 from vijax.rules.wake import covariance, wake
 from vijax.rules.without_replacement import importance_without_replacement, unordered_set
 
@@ -73,6 +86,7 @@ __all__ = [
     "enumerated",
     "evaluate",
     "evaluate_at",
+    "expect",
     "fitted_score_term",
     "from_gradient",
     "gapped_straight_through",
@@ -81,15 +95,19 @@ __all__ = [
     "gumbel_rao",
     "gumbel_softmax",
     "importance_without_replacement",
+    "keys",
     "lax",
     "learned_quadratic",
+    "live_weights",
     "local_expectation",
+    "log_probs",
     "log_standardized",
     "marsaglia_tsang",
     "mean_aux",
     "measure_valued",
     "mixed",
     "muprop",
+    "no_aux",
     "pathwise",
     "quadratic_control",
     "rebar",
@@ -99,6 +117,7 @@ __all__ = [
     "rule",
     "score",
     "score_per_block",
+    "stopped",
     "straight_through",
     "straight_through_gumbel",
     "sum_and_sample",
@@ -106,4 +125,5 @@ __all__ = [
     "to_mean_field",
     "unordered_set",
     "wake",
+    "zero_valued",
 ]

@@ -1,16 +1,35 @@
 """Swap the noise of two classes and see what changes: ARS and ARSM for categories."""
 
-from collections.abc import Callable
-from typing import cast
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.baselines import replace_one
-from vijax.rules.base import check_requirements, evaluate_at, from_gradient, mean_aux, rule
-from vijax.rules.discrete import live_weights, spare_key
-from vijax.types import Array, Aux, Family, Objective, Requirements, Rule
+from vijax.families import CategoricalSites, Density, lam_like, log_probs, need
+from vijax.rules.base import (
+    evaluate_at,
+    from_gradient,
+    keys,
+    live_weights,
+    minus_direct_term,
+    no_aux,
+    rule,
+    spare_key,
+)
+from vijax.rules.discrete import changes
+from vijax.types import (
+    Array,
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    Objective,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+)
 
 
 def arsm(reference: int | None = None) -> Rule:
@@ -36,7 +55,7 @@ def arsm(reference: int | None = None) -> Rule:
             f"all."
         )
     requires = Requirements(
-        categorical=True,
+        needs=(CategoricalSites, Density),
         evaluations="K(1 + C(C-1)/2)" if reference is None else "KC",
         paper="Yin et al. 2019",
         advice=(
@@ -47,57 +66,59 @@ def arsm(reference: int | None = None) -> Rule:
     name = f"arsm({'' if reference is None else reference})"
 
     def check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
-        check_requirements(name, requires, family, objective, num_samples, prior)
         size = num_classes_of(family)
         if reference is not None and reference >= size:
             raise ValueError(
                 f"{name} on {family.name}: there are {size} classes, numbered from 0. Name another."
             )
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        logits = family.categorical_logits(lam)
-        stopped = jax.lax.stop_gradient(logits)
-        num_classes = logits.shape[-1]
-        noise_key, inner_key = jax.random.split(key)  # as in `draw`: the same key gives the same z
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        objective, num_samples = setting.objective, setting.num_samples
+        logits = need(q.family, CategoricalSites).logits(q.lam)
+        fixed = jax.lax.stop_gradient(logits)
+        noise_key, inner_keys = keys(key, num_samples)
+        # As the family's own noise: the same key gives the same z as `draw`
         gumbel = jax.random.gumbel(noise_key, (num_samples, *logits.shape))
-
-        def one_hot(gumbel: Array) -> Array:
-            shape = (1,) * (gumbel.ndim - logits.ndim) + logits.shape
-            return jax.nn.one_hot(
-                jnp.argmax(stopped.reshape(shape) + gumbel, axis=-1),
-                num_classes,
-                dtype=logits.dtype,
-            )
-
-        keys = jax.random.split(inner_key, num_samples)
-        log_w, centre, aux = live_weights(integrand, family, lam, one_hot(gumbel), keys)
-        swaps, which = exchanges(num_classes, reference)
-        z = one_hot(jnp.moveaxis(gumbel[..., swaps], -2, 1))  # [K, P, ..., C]
-        exchanged = evaluate_at(
-            integrand, family, lam, z.reshape(-1, *logits.shape), spare_key(key)
-        )[0]
-        exchanged = jax.lax.stop_gradient(exchanged).reshape(num_samples, -1)
-        fixed = jax.lax.stop_gradient(log_w)
-        change = -jax.vmap(
-            lambda other: replace_one(objective, fixed, other), in_axes=1, out_axes=1
-        )(exchanged)
-        # [K, C, J]; nothing changes where c = j
-        values = jnp.pad(change, ((0, 0), (0, 1)))[:, which]
-        dirichlet = jax.nn.softmax(-gumbel)
-        references = slice(None) if reference is None else slice(reference, reference + 1)
-        credit = (1.0 / num_classes - dirichlet[..., references]) * (num_classes / which.shape[1])
-        gradient = jnp.einsum(
-            "kcj,k...j->...c", values - jnp.mean(values, axis=1, keepdims=True), credit
-        )
-        return from_gradient(objective(log_w) + centre, logits, gradient), Aux((), mean_aux(aux))
+        z = winners(fixed, gumbel)
+        log_q = log_probs(q.family, q.lam, z)
+        log_w, slope, aux = live_weights(integrand, Sample(z, log_q, inner_keys))
+        swaps, which = exchanges(logits.shape[-1], reference)
+        swapped = winners(fixed, jnp.moveaxis(gumbel[..., swaps], -2, 1))  # [K, P, ..., C]
+        exchanged, _ = evaluate_at(integrand, q, swapped.reshape(-1, *logits.shape), spare_key(key))
+        change = changes(objective, log_w, exchanged.reshape(num_samples, -1))
+        gradient = merged(change, which, jax.nn.softmax(-gumbel), reference)
+        value = objective.value(log_w) + minus_direct_term(slope, log_q)
+        return from_gradient(value, logits, gradient), no_aux(aux)
 
     return rule(name, requires, surrogate, check=check)
 
 
 def num_classes_of(family: Family) -> int:
     """C of a categorical family."""
-    logits = cast(Callable, family.categorical_logits)
-    return jax.eval_shape(lambda: logits(family.init(jax.random.key(0)))).shape[-1]
+    return jax.eval_shape(need(family, CategoricalSites).logits, lam_like(family)).shape[-1]
+
+
+def winners(logits: Array, gumbel: Array) -> Array:
+    """One-hot [K, ..., C] of the largest perturbed logit per site."""
+    perturbed = jnp.broadcast_to(logits, gumbel.shape) + gumbel
+    return jax.nn.one_hot(jnp.argmax(perturbed, axis=-1), logits.shape[-1], dtype=logits.dtype)
+
+
+def merged(change: Array, which: np.ndarray, dirichlet: Array, reference: int | None) -> Array:
+    """The gradient in the logits [..., C]: sum_j (f^{cj} - mean_m f^{mj}) (1/C - w_j).
+
+    Args:
+      change: [K, P] f at each exchange minus f as drawn.
+      which: [C, J] from `exchanges`.
+      dirichlet: w, [K, ..., C].
+      reference: j, None for all.
+    """
+    num_classes, num_references = which.shape
+    # [K, C, J]; nothing changes where c = j
+    values = jnp.pad(change, ((0, 0), (0, 1)))[:, which]
+    references = slice(None) if reference is None else slice(reference, reference + 1)
+    credit = (1.0 / num_classes - dirichlet[..., references]) * (num_classes / num_references)
+    return jnp.einsum("kcj,k...j->...c", values - jnp.mean(values, axis=1, keepdims=True), credit)
 
 
 def exchanges(num_classes: int, reference: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.rules.base import from_gradient, mean_aux, rule
-from vijax.rules.coupled import group_signal
-from vijax.rules.discrete import live_weights
-from vijax.types import Array, Aux, Requirements, Rule
+from vijax.families import CategoricalSites, Density, need
+from vijax.rules.base import from_gradient, keys, no_aux, rule
+from vijax.rules.coupled import evaluate_groups
+from vijax.types import Array, Aux, Integrand, Key, Q, Requirements, Rule, Scalar, Setting
 
 Credit = Callable[[Array, Array, Array], Array]
 """(node logits [K, 2, ..., C-1], turns taken [K, 2, ..., C-1] in {0, 1}, nodes reached [K, 2, ...,
@@ -90,31 +90,25 @@ def balanced(num_classes: int) -> np.ndarray:
 
 
 def _on_tree(name: str, tree: Callable[[int], np.ndarray], credit: Credit) -> Rule:
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        logits = family.categorical_logits(lam)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        logits = need(q.family, CategoricalSites).logits(q.lam)
         order = jnp.argsort(jax.lax.stop_gradient(logits), axis=-1)
         turns = tree(logits.shape[-1])
         nodes = node_logits(turns, jnp.take_along_axis(logits, order, axis=-1))
-        stopped = jax.lax.stop_gradient(nodes)
-        noise_key, inner_key = jax.random.split(key)
-        uniform = jax.random.uniform(noise_key, (num_samples, *nodes.shape))
-        taken, leaf = walk(turns, stopped, jnp.stack([uniform, 1.0 - uniform], axis=1))
+        fixed = jax.lax.stop_gradient(nodes)
+        noise_key, inner_keys = keys(key, 2 * setting.num_samples)
+        uniform = jax.random.uniform(noise_key, (setting.num_samples, *nodes.shape))
+        taken, leaf = walk(turns, fixed, jnp.stack([uniform, 1.0 - uniform], axis=1))
         back = jnp.broadcast_to(jnp.argsort(order, axis=-1), leaf.shape)
-        z = jnp.take_along_axis(leaf, back, axis=-1).reshape(2 * num_samples, *logits.shape)
-        log_w, centre, aux = live_weights(
-            integrand, family, lam, z, jax.random.split(inner_key, 2 * num_samples)
-        )
-        log_w = log_w.reshape(num_samples, 2)
-        value = jnp.mean(jax.vmap(objective, in_axes=1)(log_w)) + centre
+        z = jnp.take_along_axis(leaf, back, axis=-1)
+        value, signal, aux = evaluate_groups(integrand, q, z, inner_keys, setting.objective)
         reached = leaf @ jnp.asarray(turns != 0, leaf.dtype)
-        signal = group_signal(objective, jax.lax.stop_gradient(log_w))
-        gradient = jnp.tensordot(
-            signal, credit(jnp.broadcast_to(stopped, taken.shape), taken, reached), axes=2
-        )
-        return from_gradient(value, nodes, gradient), Aux((), mean_aux(aux))
+        multipliers = credit(jnp.broadcast_to(fixed, taken.shape), taken, reached)
+        gradient = jnp.tensordot(signal, multipliers, axes=2)
+        return from_gradient(value, nodes, gradient), no_aux(aux)
 
     requires = Requirements(
-        categorical=True,
+        needs=(CategoricalSites, Density),
         evaluations="2K",
         paper="Dong et al. 2021",
         advice="Write disarm() for Bernoulli vectors, score() or local_expectation() for either.",

@@ -1,7 +1,23 @@
 """Replace a Monte Carlo term of the ELBO by its closed form, around any rule for what is left."""
 
-from vijax.rules.base import check_requirements, rule
-from vijax.types import Rule, Sample
+from collections.abc import Callable
+from typing import Any
+
+from vijax.families import Density, Entropy, Kl, need
+from vijax.rules.base import rule
+from vijax.types import (
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    Objective,
+    Q,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+    Surrogate,
+)
 
 
 def closed_form_entropy(inner: Rule) -> Rule:
@@ -9,17 +25,19 @@ def closed_form_entropy(inner: Rule) -> Rule:
     expectation. Kucukelbir et al. 2017.
 
     Unbiased for: the gradient of the ELBO, in theta and phi.
-    Requires:     a linear objective; `family.entropy`; what `inner` requires.
+    Requires:     a linear objective; a family with the Entropy trait; what `inner` requires.
     State, cost:  those of `inner`.
     """
 
-    def surrogate(key, family, lam, integrand, **settings):
-        minus_entropy = -family.entropy(lam)
-        return inner.surrogate(
-            key, family, lam, lambda s: integrand(s._replace(log_q=minus_entropy)), **settings
-        )
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        minus_entropy = -need(q.family, Entropy).value(q.lam)
 
-    return _wrap(inner, "closed_form_entropy", surrogate, entropy=True)
+        def log_joint(sample: Sample):
+            return integrand(sample._replace(log_q=minus_entropy))
+
+        return inner.surrogate(key, q, log_joint, setting)
+
+    return _wrap(inner, "closed_form_entropy", Entropy, surrogate)
 
 
 def closed_form_kl(inner: Rule) -> Rule:
@@ -30,37 +48,56 @@ def closed_form_kl(inner: Rule) -> Rule:
     `prior=`.
 
     Unbiased for: the gradient of the ELBO, in theta and phi.
-    Requires:     a linear objective; `family.kl`; a prior stated by the model, in q's own family;
+    Requires:     a linear objective; a family with the Kl trait; a prior stated by the model, in q's own family;
                   what `inner` requires.
     State, cost:  those of `inner`.
     """
 
-    def surrogate(key, family, lam, integrand, *, prior, **settings):
-        kl = family.kl(lam, prior)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        prior, kl = setting.prior, need(q.family, Kl).value(q.lam, setting.prior)
 
         def likelihood(sample: Sample):
             # log_joint - (log prior + KL) leaves log p(x | z) - KL.
-            return integrand(sample._replace(log_q=family.log_prob(prior, sample.z) + kl))
+            return integrand(sample._replace(log_q=q.family.log_prob(prior, sample.z) + kl))
 
-        return inner.surrogate(key, family, lam, likelihood, prior=None, **settings)
+        return inner.surrogate(key, q, likelihood, setting._replace(prior=None))
 
-    return _wrap(inner, "closed_form_kl", surrogate, kl=True)
+    def check(family: Family, objective: Objective, num_samples: Any, prior: Family | None) -> None:
+        if prior is None:
+            raise ValueError(
+                f"closed_form_kl on {family.name}: no prior is stated as a family, so "
+                "KL(q || prior) is unknown. Give the model one, as in latent_model(..., "
+                "prior=models.isotropic_normal_prior(family)), or with the rule used bare "
+                "prior=lam of the prior."
+            )
+        if prior.name != family.name:
+            raise ValueError(
+                f"closed_form_kl on {family.name}: the prior is {prior.name}, another family, so "
+                f"KL(q || prior) has no closed form here. Write {inner.name} without it."
+            )
+
+    return _wrap(inner, "closed_form_kl", Kl, surrogate, check)
 
 
-def _wrap(inner: Rule, name: str, surrogate, **needs: bool) -> Rule:
-    full_name = f"{name}({inner.name})"
-    advice = f"Write {inner.name} without {name}."
-    requires = inner.requires._replace(
-        linear_objective=True, samplewise=False, advice=advice, **needs
-    )
-
-    def check(family, objective, num_samples, prior):
+def _wrap(
+    inner: Rule,
+    name: str,
+    trait: type,
+    surrogate: Surrogate,
+    also: Callable[..., None] = lambda *given: None,
+) -> Rule:
+    def check(family: Family, objective: Objective, num_samples: Any, prior: Family | None) -> None:
+        also(family, objective, num_samples, prior)
         inner.check(family, objective, num_samples, prior)
-        check_requirements(full_name, requires, family, objective, num_samples, prior)
 
     return rule(
-        full_name,
-        requires,
+        f"{name}({inner.name})",
+        inner.requires._replace(
+            needs=(*inner.requires.needs, trait, Density),
+            linear=True,
+            samplewise=False,
+            advice=f"Write {inner.name} without {name}.",
+        ),
         surrogate,
         check=check,
         init=inner.init,

@@ -11,10 +11,23 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vijax.baselines import replace_one
-from vijax.rules.base import from_gradient, mean_aux, rule
-from vijax.rules.discrete import live_weights
-from vijax.types import Array, Aux, Key, Objective, Requirements, Rule
+from vijax.families import BernoulliSites, Density, log_probs, need
+from vijax.rules.base import from_gradient, keys, live_weights, minus_direct_term, no_aux, rule
+from vijax.rules.discrete import changes
+from vijax.types import (
+    Array,
+    Aux,
+    Integrand,
+    Key,
+    Objective,
+    PyTree,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+)
 
 Credit = Callable[[Array, Array, Array], Array]
 """(logits [1, 1, D], z [K, n, D], uniforms [K, n, D]) -> [K, n, D], what the signal of each draw is
@@ -100,28 +113,48 @@ def threshold(logits: Array, uniforms: Array) -> Array:
 
 
 def _coupled(name: str, size: int, credit: Credit, paper: str) -> Rule:
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        live = family.bernoulli_logits(lam)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        live = need(q.family, BernoulliSites).logits(q.lam)
         logits = jax.lax.stop_gradient(live)
-        noise_key, inner_key = jax.random.split(key)
-        uniforms = copula(noise_key, num_samples, size, logits)
+        noise_key, inner_keys = keys(key, setting.num_samples * size)
+        uniforms = copula(noise_key, setting.num_samples, size, logits)
         every = logits[None, None]
         z = threshold(every, uniforms)
-        flat = z.reshape(num_samples * size, *logits.shape)
-        keys = jax.random.split(inner_key, num_samples * size)
-        log_w, centre, aux = live_weights(integrand, family, lam, flat, keys)
-        log_w = log_w.reshape(num_samples, size)
-        value = jnp.mean(jax.vmap(objective, in_axes=1)(log_w)) + centre
-        signal = group_signal(objective, jax.lax.stop_gradient(log_w))
+        value, signal, aux = evaluate_groups(integrand, q, z, inner_keys, setting.objective)
         gradient = jnp.tensordot(signal, credit(every, z, uniforms), axes=2)
-        return from_gradient(value, live, gradient), Aux((), mean_aux(aux))
+        return from_gradient(value, live, gradient), no_aux(aux)
 
-    advice = "Write local_expectation() or score(), which take categorical and other families too."
-    return rule(
-        name,
-        Requirements(paper=paper, bernoulli=True, evaluations=f"{size}K", advice=advice),
-        surrogate,
+    requires = Requirements(
+        needs=(BernoulliSites, Density),
+        evaluations=f"{size}K",
+        paper=paper,
+        advice=(
+            "Write local_expectation() or score(), which take categorical and other families too."
+        ),
     )
+    return rule(name, requires, surrogate)
+
+
+def evaluate_groups(
+    integrand: Integrand, q: Q, z: Array, inner_keys: Key, objective: Objective
+) -> tuple[Scalar, Array, PyTree]:
+    """The integrand at K groups of n draws of q, the derivative of the draws themselves left out.
+
+    Args:
+      z: [K, n, ...].
+      inner_keys: [K n].
+
+    Returns:
+      (value [], the mean over j of the objective at every group's draw j; signal [K, n], see
+      `group_signal`; the integrand's aux, leaves [K n, ...]).
+    """
+    each = z.reshape(-1, *z.shape[2:])
+    log_q = log_probs(q.family, q.lam, each)
+    log_w, slope, aux = live_weights(integrand, Sample(each, log_q, inner_keys))
+    log_w = log_w.reshape(z.shape[:2])
+    value = jnp.mean(jax.vmap(objective.value, in_axes=1)(log_w))
+    signal = group_signal(objective, jax.lax.stop_gradient(log_w))
+    return value + minus_direct_term(slope, log_q), signal, aux
 
 
 def group_signal(objective: Objective, log_w: Array) -> Array:
@@ -132,10 +165,8 @@ def group_signal(objective: Objective, log_w: Array) -> Array:
     """
 
     def given_others(others: Array) -> Array:
-        # replace_one is R(others) - R(swapped); the first term falls out with the group's mean.
-        swapped = -jax.vmap(
-            lambda stand_in: replace_one(objective, others, stand_in), in_axes=1, out_axes=1
-        )(log_w)
+        # R(swapped) - R(others); the second term falls out with the group's mean.
+        swapped = changes(objective, others, log_w)
         return swapped - jnp.mean(swapped, axis=1, keepdims=True)
 
     return jnp.mean(jax.vmap(given_others, in_axes=1)(log_w), axis=0)

@@ -1,70 +1,69 @@
-"""What the rules for Bernoulli and categorical latents share: means, weights with a live log q,
-learned controls.
+"""What the rules for Bernoulli and categorical sites share: logits and means, sites as one-hot
+classes, samples exchanged for others.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from vijax.rules.base import evaluate, from_gradient
-from vijax.types import Array, Family, Integrand, Key, PyTree, Sample, Scalar
+from vijax.baselines import replace_one
+from vijax.families import BernoulliSites, CategoricalSites, need
+from vijax.types import Array, Family, Key, Objective, PyTree
 
 
 def site_logits(family: Family, lam: PyTree) -> Array:
     """The logits of z's shape: [D] for a Bernoulli vector, [C] or [D, C] for categorical sites."""
-    if family.bernoulli_logits is not None:
-        return family.bernoulli_logits(lam)
-    if family.categorical_logits is not None:
-        return family.categorical_logits(lam)
-    raise ValueError(f"{family.name} has neither bernoulli_logits nor categorical_logits.")
+    kind = BernoulliSites if _is_binary(family) else CategoricalSites
+    return need(family, kind).logits(lam)
 
 
 def site_mean(family: Family, logits: Array) -> Array:
     """E[z], of z's shape; dlog q(z)/dlogits is z minus it."""
-    return jax.nn.sigmoid(logits) if family.bernoulli_logits is not None else jax.nn.softmax(logits)
+    return jax.nn.sigmoid(logits) if _is_binary(family) else jax.nn.softmax(logits)
 
 
-def spare_key(key: Key) -> Key:
-    """A key independent of everything that `draw(key, ...)` uses: that splits its key in two,
-    children 0 and 1.
+def class_logits(family: Family, lam: PyTree) -> Array:
+    """Logits [..., C]; a Bernoulli vector is [D, 2] with logits 0 and eta."""
+    logits = site_logits(family, lam)
+    if _is_binary(family):
+        return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+    return logits
+
+
+def class_noise(key: Key, family: Family, lam: PyTree, num_samples: int) -> Array:
+    """Noise [K, ..., C] for which argmax(logits + noise) is a draw of q: Gumbel, up to a constant
+    per site.
     """
-    return jax.random.fold_in(key, 2)
+    shape = (num_samples, *site_logits(family, lam).shape)
+    if not _is_binary(family):
+        return jax.random.gumbel(key, shape)
+    uniform = jax.random.uniform(key, shape)
+    logistic = jnp.log1p(-uniform) - jnp.log(jnp.maximum(uniform, jnp.finfo(uniform.dtype).tiny))
+    return jnp.stack([jnp.zeros_like(logistic), logistic], axis=-1)
 
 
-def live_weights(
-    integrand: Integrand, family: Family, lam: PyTree, z: PyTree, keys: Key
-) -> tuple[Array, Scalar, PyTree]:
-    """The integrand at M draws of q with log q live in lam: (log_w [M], centre [], aux).
+def to_classes(family: Family, z: Array) -> Array:
+    """One-hot classes [..., C] of z; the inverse of `from_classes`."""
+    return jnp.stack([1.0 - z, z], axis=-1) if _is_binary(family) else z
 
-    `centre` has value 0 and takes slope / M of every dlog q off, which has mean zero: added to the
-    surrogate it cancels the direct dependence of a linear objective on log q exactly, sample by
-    sample.
+
+def from_classes(family: Family, classes: Array) -> Array:
+    """The latent out of class weights [..., C]: themselves, or the weight of 1 for a Bernoulli
+    vector.
     """
-    log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, z)
-
-    def weights(log_q: Array) -> tuple[Array, PyTree]:
-        return evaluate(integrand, Sample(z, log_q, keys))
-
-    log_w, slope, aux = jax.jvp(weights, (log_q,), (jnp.ones_like(log_q),), has_aux=True)
-    slope = jax.lax.stop_gradient(slope)
-    return log_w, -jnp.mean(slope * (log_q - jax.lax.stop_gradient(log_q))), aux
+    return classes[..., 1] if _is_binary(family) else classes
 
 
-def learned_gradient(
-    value: Scalar, wrt: Array, control: PyTree, gradient: Callable[[PyTree], Array]
-) -> Scalar:
-    """`value` with the gradient estimator `gradient(control)` in `wrt` and, in `control`, minus the
-    gradient of its variance.
-
-    E[g] does not depend on the control, so the gradient of ||g||^2 is an unbiased gradient of the
-    variance's trace (Grathwohl et al. 2018, eq. 5). It is written out here: differentiating a
-    stop-gradient surrogate does not give it.
+def changes(objective: Objective, log_w: Array, stand_ins: Array) -> Array:
+    """[K, P] what it changes in the objective to exchange sample k's log-weight for each of its
+    stand-ins [K, P]; no derivative flows through it.
     """
+    fixed = jax.lax.stop_gradient(log_w)
 
-    def squared(control: PyTree) -> tuple[Scalar, Array]:
-        g = gradient(control)
-        return jnp.sum(jnp.square(g)), g
+    def change(stand_in: Array) -> Array:
+        return -replace_one(objective, fixed, stand_in)
 
-    slope, g = jax.grad(squared, has_aux=True)(jax.lax.stop_gradient(control))
-    return from_gradient(from_gradient(value, wrt, g), control, jax.tree.map(jnp.negative, slope))
+    return jax.vmap(change, in_axes=1, out_axes=1)(jax.lax.stop_gradient(stand_ins))
+
+
+def _is_binary(family: Family) -> bool:
+    return family.traits.get(BernoulliSites) is not None

@@ -5,9 +5,10 @@ gradients at the draws.
 import jax
 import jax.numpy as jnp
 
-from vijax.rules.base import draw, evaluate_at, mean_aux, rule
-from vijax.rules.discrete import learned_gradient, site_logits, site_mean, spare_key
-from vijax.types import Array, Aux, Family, Integrand, Key, PyTree, Requirements, Rule
+from vijax.families import BernoulliSites, CategoricalSites, Density
+from vijax.rules.base import draw, evaluate_at, learned_gradient, no_aux, rule, spare_key, stopped
+from vijax.rules.discrete import site_logits, site_mean
+from vijax.types import Array, Aux, Integrand, Key, PyTree, Q, Requirements, Rule, Scalar, Setting
 
 
 def double_control_variates() -> Rule:
@@ -29,36 +30,33 @@ def double_control_variates() -> Rule:
     Cost:         K evaluations of the integrand per datum and K derivatives in z.
     """
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
-        values, slopes, aux = values_and_slopes(integrand, family, lam, drawn.z, spare_key(key))
-        logits = site_logits(family, lam)
-        mean, to_logits = jax.vjp(lambda eta: site_mean(family, eta), jax.lax.stop_gradient(logits))
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        drawn = draw(key, stopped(q), setting.num_samples)
+        values, slopes, aux = values_and_slopes(integrand, q, drawn.z, spare_key(key))
+        live = site_logits(q.family, q.lam)
+        logits = jax.lax.stop_gradient(live)
+        mean, to_logits = jax.vjp(lambda eta: site_mean(q.family, eta), logits)
         away = drawn.z - mean[None]
         expansion = jax.vmap(jnp.vdot)(away, mean_of_others(slopes))
         (closed_form,) = to_logits(jnp.mean(slopes, axis=0))
 
-        def gradient(control):
+        def gradient(control: PyTree) -> Array:
             residual = values - control["scale"] * expansion
             signal = residual - mean_of_others(residual)
-            return (
-                jnp.tensordot(signal, away, axes=1) / num_samples + control["scale"] * closed_form
-            )
+            scored = jnp.tensordot(signal, away, axes=1) / setting.num_samples
+            return scored + control["scale"] * closed_form
 
-        return learned_gradient(objective(values), logits, control, gradient), Aux(
-            (), mean_aux(aux)
-        )
+        value = setting.objective.value(values)
+        return learned_gradient(value, live, setting.control, gradient), no_aux(aux)
 
     return rule(
         "double_control_variates()",
         Requirements(
-            paper="Titsias and Shi 2022",
-            bernoulli=True,
-            categorical=True,
-            linear_objective=True,
-            differentiates_z=True,
+            needs=(Density,),
+            any_of=(BernoulliSites, CategoricalSites),
+            linear=True,
             min_samples=2,
-            evaluations="K",
+            paper="Titsias and Shi 2022",
             advice="Write score() or disarm() instead.",
         ),
         surrogate,
@@ -72,14 +70,14 @@ def mean_of_others(values: Array) -> Array:
 
 
 def values_and_slopes(
-    integrand: Integrand, family: Family, lam: PyTree, z: Array, key: Key
+    integrand: Integrand, q: Q, z: Array, key: Key
 ) -> tuple[Array, Array, PyTree]:
     """The integrand at draws z [K, D] with q's parameters stopped, and its derivative there: ([K],
     [K, D], aux).
     """
 
     def total(z: Array) -> tuple[Array, tuple[Array, PyTree]]:
-        values, aux = evaluate_at(integrand, family, lam, z, key)
+        values, aux = evaluate_at(integrand, q, z, key)
         return jnp.sum(values), (values, aux)
 
     slopes, (values, aux) = jax.grad(total, has_aux=True)(z)

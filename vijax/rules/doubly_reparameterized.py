@@ -4,10 +4,23 @@ from collections.abc import Callable
 
 import jax
 
+from vijax.families import Density, Reparameterized, log_probs
 from vijax.noise import IID, Noise
 from vijax.path_weights import PathWeights, exact
-from vijax.rules.base import draw, evaluate, no_aux, rule
-from vijax.types import Array, Aux, Objective, PyTree, Requirements, Rule, Scalar
+from vijax.rules.base import draw, evaluate, no_aux, rule, stopped
+from vijax.types import (
+    Array,
+    Aux,
+    Integrand,
+    Key,
+    Objective,
+    PyTree,
+    Q,
+    Requirements,
+    Rule,
+    Scalar,
+    Setting,
+)
 
 
 def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise = IID) -> Rule:
@@ -35,33 +48,30 @@ def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise =
     """
     chosen = exact() if weights is None else weights
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, lam, num_samples, noise)
-        stopped = jax.lax.stop_gradient(lam)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        drawn = draw(key, q, setting.num_samples, noise)
 
-        def log_weights(z):
-            log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(stopped, z)
+        def log_weights(z: PyTree) -> tuple[Array, PyTree]:
+            log_q = log_probs(q.family, stopped(q).lam, z)
             return evaluate(integrand, drawn._replace(z=z, log_q=log_q))
 
-        return path_derivative(objective, chosen, log_weights, drawn.z)
+        return path_derivative(setting.objective, chosen, log_weights, drawn.z)
 
+    settings = ([] if weights is None else [weights.name]) + (
+        [] if noise is IID else [f"noise={noise.name}"]
+    )
     advice = (
         "Write score() or, for few states, enumerated() for that block, as in "
         'rules={"c": score(), "z": pathwise()}.'
     )
-    settings = ([] if weights is None else [weights.name]) + (
-        [] if noise is IID else [f"noise={noise.name}"]
-    )
     return rule(
         f"doubly_reparameterized({', '.join(settings)})",
         Requirements(
-            paper=chosen.paper,
-            differentiates_z=True,
-            reparameterized=True,
-            linear_objective=chosen.linear_objective,
-            nonlinear_objective=chosen.nonlinear_objective,
+            needs=(Reparameterized, Density),
+            linear=chosen.linear,
             min_samples=chosen.min_samples,
             unbiased=chosen.unbiased and noise.unbiased,
+            paper=chosen.paper,
             advice=chosen.advice or advice,
         ),
         surrogate,
@@ -84,7 +94,7 @@ def path_derivative(
     factor = weights.factor(objective, jax.lax.stop_gradient(log_weights(z)[0]))
     scaled = jax.vmap(lambda c, z: jax.tree.map(lambda leaf: scale_tangent(leaf, c), z))(factor, z)
     log_w, aux = log_weights(scaled)
-    return objective(log_w), no_aux(aux)
+    return objective.value(log_w), no_aux(aux)
 
 
 @jax.custom_jvp

@@ -3,8 +3,21 @@
 import jax
 import jax.numpy as jnp
 
+from vijax.families import Density, FiniteSupport, log_probs, need
 from vijax.rules.base import evaluate, rule
-from vijax.types import Aux, Requirements, Rule, Sample
+from vijax.types import (
+    Array,
+    Aux,
+    Integrand,
+    Key,
+    PyTree,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+)
 
 
 def enumerated() -> Rule:
@@ -18,23 +31,33 @@ def enumerated() -> Rule:
     Cost:         one evaluation of the integrand per point of the support.
     """
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        z = family.support()
-        log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, z)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        z, log_q = weighed_support(q)
         values, aux = evaluate(integrand, Sample(z, log_q, jax.random.split(key, log_q.shape[0])))
         probs = jnp.exp(log_q)
-        averaged = jax.tree.map(
-            lambda leaf: jax.lax.stop_gradient(jnp.tensordot(probs, leaf, axes=1)), aux
-        )
-        return jnp.vdot(probs, values), Aux((), averaged)
+        return jnp.vdot(probs, values), Aux((), weighted_aux(probs, aux))
 
-    advice = "Write score() instead."
     requires = Requirements(
-        paper="exact",
-        evaluations="S",
-        finite_support=True,
-        linear_objective=True,
+        needs=(FiniteSupport, Density),
+        linear=True,
         draws=False,
-        advice=advice,
+        evaluations="S",
+        paper="exact",
+        advice="Write score() instead.",
     )
     return rule("enumerated()", requires, surrogate)
+
+
+def weighed_support(q: Q) -> tuple[PyTree, Array]:
+    """Every value of z, leaves [S, ...], and log q of each [S], live in lam."""
+    z = need(q.family, FiniteSupport).values()
+    return z, log_probs(q.family, q.lam, z)
+
+
+def weighted_aux(weights: Array, aux: PyTree) -> PyTree:
+    """The integrand's aux, leaves [K, ...], summed with these weights [K]; no derivative flows
+    through it.
+    """
+    return jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(jnp.tensordot(weights, leaf, axes=1)), aux
+    )

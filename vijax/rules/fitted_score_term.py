@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from vijax.families import Density, Reparameterized, log_probs
 from vijax.noise import IID, Noise
-from vijax.rules.base import draw, evaluate, mean_aux, rule
+from vijax.rules.base import draw, evaluate, mean_aux, rule, stopped
 from vijax.rules.doubly_reparameterized import scale_tangent
-from vijax.types import Aux, PyTree, Requirements, Rule
+from vijax.types import Array, Aux, Integrand, Key, PyTree, Q, Requirements, Rule, Scalar, Setting
 
 
 def fitted_score_term(decay: float = 0.99, *, noise: Noise = IID) -> Rule:
@@ -32,20 +33,21 @@ def fitted_score_term(decay: float = 0.99, *, noise: Noise = IID) -> Rule:
             f"fitted_score_term(decay={decay}): decay must lie strictly between 0 and 1."
         )
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        fixed = jax.lax.stop_gradient(lam)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        state = setting.state
         kept = 1.0 - jnp.where(
             state["square"] > 0.0, state["product"] / jnp.maximum(state["square"], 1e-30), 1.0
         )
 
-        def log_weights(path: PyTree, direct: PyTree):
-            drawn = draw(key, family, path, num_samples, noise)
-            log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(direct, drawn.z)
+        def log_weights(path: PyTree, direct: PyTree) -> tuple[Array, PyTree]:
+            drawn = draw(key, Q(q.family, path), setting.num_samples, noise)
+            log_q = log_probs(q.family, direct, drawn.z)
             return evaluate(integrand, drawn._replace(log_q=log_q))
 
         # dlog q / dlam enters the integrand with slope -1: keeping 1 - a of it adds a times the
         # score to the total.
-        log_w, aux = log_weights(lam, jax.tree.map(lambda leaf: scale_tangent(leaf, kept), lam))
+        log_w, aux = log_weights(q.lam, jax.tree.map(lambda leaf: scale_tangent(leaf, kept), q.lam))
+        fixed = stopped(q).lam
         path, direct = jax.grad(lambda p, d: jnp.mean(log_weights(p, d)[0]), argnums=(0, 1))(
             fixed, fixed
         )
@@ -65,11 +67,10 @@ def fitted_score_term(decay: float = 0.99, *, noise: Noise = IID) -> Rule:
         )
 
     requires = Requirements(
-        paper="Geffner and Domke 2018",
-        reparameterized=True,
-        linear_objective=True,
-        differentiates_z=True,
+        needs=(Reparameterized, Density),
+        linear=True,
         unbiased=noise.unbiased,
+        paper="Geffner and Domke 2018",
         advice="Write doubly_reparameterized() or, without a differentiable sampler, score().",
     )
     return rule(

@@ -1,16 +1,29 @@
 """Doubly reparameterize the prior's parameters too, from samples that are not the prior's own."""
 
-from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vijax.families import Density, Inverse, Reparameterized, log_probs, need, transports
 from vijax.noise import IID, Noise
 from vijax.path_weights import derivatives, exact
-from vijax.rules.base import check_noise, check_requirements, draw, evaluate, rule
+from vijax.rules.base import draw, evaluate, rule, stopped, zero_valued
 from vijax.rules.doubly_reparameterized import path_derivative
-from vijax.types import Family, PyTree, Requirements, Rule
+from vijax.types import (
+    Array,
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    Objective,
+    PyTree,
+    Q,
+    Requirements,
+    Rule,
+    Scalar,
+    Setting,
+)
 
 
 def generalized_doubly_reparameterized(
@@ -38,17 +51,12 @@ def generalized_doubly_reparameterized(
     Cost:         K evaluations of the integrand per datum, two backward passes, K^2 scalars.
     """
     advice = "Write doubly_reparameterized(), which leaves the prior's parameters to the score."
-    requires = Requirements(
-        paper="Bauer and Mnih 2021",
-        differentiates_z=True,
-        reparameterized=True,
-        unbiased=noise.unbiased,
-        advice=advice,
+    settings = ([] if prior_family is None else [prior_family.name]) + (
+        [] if noise is IID else [f"noise={noise.name}"]
     )
+    name = f"generalized_doubly_reparameterized({', '.join(settings)})"
 
-    def check(family, objective, num_samples, prior):
-        check_requirements(name, requires, family, objective, num_samples, prior)
-        check_noise(name, requires, noise, family, objective, num_samples)
+    def check(family: Family, objective: Objective, num_samples: Any, prior: Family | None) -> None:
         ours = family if prior_family is None else prior_family
         if prior is None:
             raise ValueError(
@@ -60,56 +68,42 @@ def generalized_doubly_reparameterized(
                 f"{name} expects a prior {ours.name}, but the model's is {prior.name}: give it as "
                 f"prior_family."
             )
-        if inverse_of(ours) is None:
+        if ours.traits.get(Inverse) is None:
             raise ValueError(
                 f"{name}: the sampler of {ours.name} has no inverse, so no noise is known for q's "
                 f"samples. {advice}"
             )
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        ours = family if prior_family is None else prior_family
-        drawn = draw(key, family, lam, num_samples, noise)
-        stopped_lam, stopped_prior = jax.lax.stop_gradient((lam, prior))
-        each_log_q, each_log_p = (jax.vmap(f.log_prob, in_axes=(None, 0)) for f in (family, ours))
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        objective = setting.objective
+        prior = Q(q.family if prior_family is None else prior_family, setting.prior)
+        drawn = draw(key, q, setting.num_samples, noise)
 
-        def log_weights(z):
-            return evaluate(integrand, drawn._replace(z=z, log_q=each_log_q(stopped_lam, z)))
+        def log_weights(z: PyTree) -> tuple[Array, PyTree]:
+            log_q = log_probs(q.family, stopped(q).lam, z)
+            return evaluate(integrand, drawn._replace(z=z, log_q=log_q))
 
         z = jax.lax.stop_gradient(drawn.z)
         first, second = derivatives(objective, jax.lax.stop_gradient(log_weights(z)[0]))
 
-        def path(z):
-            ratio = each_log_q(stopped_lam, z) - each_log_p(stopped_prior, z)
+        def path(z: PyTree) -> Scalar:
+            ratio = log_probs(*stopped(q), z) - log_probs(*stopped(prior), z)
             return jnp.vdot(second, log_weights(z)[0]) + jnp.vdot(first, ratio)
 
-        implied = jax.vmap(cast(Callable, inverse_of(ours)), in_axes=(None, 0))(stopped_prior, z)
-        moved = jax.vmap(ours.transport, in_axes=(None, 0))(prior, implied)[0]
+        inverse = need(prior.family, Inverse).noise
+        implied = jax.vmap(inverse, in_axes=(None, 0))(stopped(prior).lam, z)
+        moved, _ = transports(*prior, implied)
         push = jax.lax.stop_gradient(jax.grad(path)(z))
         by_path = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, push, moved)))
-        by_score = jnp.vdot(
-            first, each_log_p(prior, z)
-        )  # what the integrand's own log p(z; eta) contributes
+        # What the integrand's own log p(z; eta) contributes.
+        by_score = jnp.vdot(first, log_probs(*prior, z))
         value, aux = path_derivative(objective, exact(), log_weights, drawn.z)
-        change = by_path - by_score
-        return value + (change - jax.lax.stop_gradient(change)), aux
+        return value + zero_valued(by_path - by_score), aux
 
-    settings = ([] if prior_family is None else [prior_family.name]) + (
-        [] if noise is IID else [f"noise={noise.name}"]
+    requires = Requirements(
+        needs=(Reparameterized, Density),
+        unbiased=noise.unbiased,
+        paper="Bauer and Mnih 2021",
+        advice=advice,
     )
-    name = f"generalized_doubly_reparameterized({', '.join(settings)})"
     return rule(name, requires, surrogate, check=check, noise=noise)
-
-
-def inverse_of(family: Family) -> Callable[[PyTree, PyTree], PyTree] | None:
-    """(lam, z) -> the noise that the family's `transport` takes to z, block by block; None if a
-    part has no inverse.
-    """
-    if family.inverse is not None or family.blocks is None or family.block_lam is None:
-        return family.inverse
-    parts = {name: inverse_of(block) for name, block in family.blocks.items()}
-    if any(part is None for part in parts.values()):
-        return None
-    block_lam = family.block_lam
-    return lambda lam, z: {
-        name: cast(Callable, part)(block_lam(name, lam, z), z[name]) for name, part in parts.items()
-    }

@@ -9,8 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln, polygamma
 
-from vijax.rules.base import evaluate, from_gradient, mean_aux, rule
-from vijax.types import Array, Aux, Family, Key, PyTree, Requirements, Rule, Sample, Scalar
+from vijax.families import Density, GammaSites, log_probs, need
+from vijax.rules.base import evaluate, from_gradient, keys, no_aux, rule, stopped
+from vijax.types import (
+    Array,
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    PyTree,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+)
 
 
 class Standardization(NamedTuple):
@@ -48,35 +62,26 @@ def generalized_reparameterization(standardization: Standardization | None = Non
     """
     chosen = marsaglia_tsang() if standardization is None else standardization
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        noise_key, inner_key = jax.random.split(key)
-        fixed = jax.lax.stop_gradient(lam)
-        noise_keys, inner_keys = (
-            jax.random.split(noise_key, num_samples),
-            jax.random.split(inner_key, num_samples),
-        )
-        noise = jax.vmap(chosen.noise, in_axes=(0, None, None))(noise_keys, family, fixed)
-
-        def at(lam):
-            z = jax.vmap(lambda e: chosen.transport(family, lam, e))(noise)
-            return evaluate(
-                integrand, Sample(z, jax.vmap(lambda z: family.log_prob(fixed, z))(z), inner_keys)
-            )
-
-        values, aux = at(lam)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        family, fixed = stopped(q)
+        noise_key, inner_keys = keys(key, setting.num_samples)
+        noise_keys = jax.random.split(noise_key, setting.num_samples)
+        noise = jax.vmap(lambda k: chosen.noise(k, family, fixed))(noise_keys)
+        z = jax.vmap(lambda e: chosen.transport(family, q.lam, e))(noise)
+        values, aux = evaluate(integrand, Sample(z, log_probs(family, fixed, z), inner_keys))
         weights = jax.lax.stop_gradient(values)
-        score = jax.grad(
-            lambda lam: jnp.mean(
-                weights * jax.vmap(lambda e: chosen.log_density(family, lam, e))(noise)
-            )
-        )(fixed)
-        return from_gradient(jnp.mean(values), lam, score), Aux((), mean_aux(aux))
+
+        def scored(lam: PyTree) -> Scalar:
+            log_density = jax.vmap(lambda e: chosen.log_density(family, lam, e))(noise)
+            return jnp.mean(weights * log_density)
+
+        value = from_gradient(jnp.mean(values), q.lam, jax.grad(scored)(fixed))
+        return value, no_aux(aux)
 
     requires = Requirements(
+        needs=(GammaSites, Density),
+        linear=True,
         paper=chosen.paper,
-        gamma=True,
-        linear_objective=True,
-        differentiates_z=True,
         advice="Write pathwise() or score() for it.",
     )
     return rule(f"generalized_reparameterization({chosen.name})", requires, surrogate)
@@ -153,6 +158,5 @@ def marsaglia_tsang(augment: int = 0) -> Standardization:
 
 
 def _gamma(family: Family, lam: PyTree) -> tuple[Array, Array]:
-    if family.gamma_parameters is None:
-        raise ValueError(f"{family.name} is not a gamma family.")
-    return family.gamma_parameters(lam)
+    sites = need(family, GammaSites)
+    return sites.shape(lam), sites.rate(lam)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vijax.families import Density, Reparameterized, log_probs, transports
 from vijax.networks import as_network
-from vijax.rules.base import evaluate_at, from_gradient, mean_aux, reduce_variance, rule
-from vijax.types import Aux, PyTree, Requirements, Rule, Scalar
+from vijax.rules.base import evaluate_at, learned_gradient, no_aux, rule, stopped
+from vijax.types import Aux, Integrand, Key, PyTree, Q, Requirements, Rule, Scalar, Setting
 
 
 def lax(
@@ -37,33 +38,34 @@ def lax(
     """
     net = as_network(critic, example)
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        family, fixed = stopped(q)
         noise_key, value_key = jax.random.split(key)
-        fixed, noise = jax.lax.stop_gradient(lam), family.noise(noise_key, num_samples)
-        z, _ = jax.vmap(family.transport, in_axes=(None, 0))(fixed, noise)
-        values, aux = evaluate_at(integrand, family, lam, z, value_key)
-        stopped, datum = jax.lax.stop_gradient(values), jax.lax.stop_gradient(x)
+        noise = family.noise(noise_key, setting.num_samples)
+        z, _ = transports(family, fixed, noise)
+        values, aux = evaluate_at(integrand, q, z, value_key)
+        seen, datum = jax.lax.stop_gradient((values, setting.x))
 
         def gradient(control: PyTree) -> PyTree:
             def judge(z: PyTree) -> Scalar:
                 return jnp.reshape(net.apply(control, inputs(z, datum)), ())
 
-            left = stopped - jax.vmap(judge)(z)
+            left = seen - jax.vmap(judge)(z)
 
             def total(lam: PyTree) -> Scalar:
-                log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, z)
-                moved, _ = jax.vmap(family.transport, in_axes=(None, 0))(lam, noise)
+                log_q = log_probs(family, lam, z)
+                moved, _ = transports(family, lam, noise)
                 return jnp.mean(left * log_q + jax.vmap(judge)(moved))
 
             return jax.grad(total)(fixed)
 
-        value = from_gradient(jnp.mean(values), lam, gradient(control))
-        return reduce_variance(value, control, gradient), Aux((), mean_aux(aux))
+        value = learned_gradient(jnp.mean(values), q.lam, setting.control, gradient)
+        return value, no_aux(aux)
 
     requires = Requirements(
+        needs=(Reparameterized, Density),
+        linear=True,
         paper="Grathwohl et al. 2018",
-        reparameterized=True,
-        linear_objective=True,
         advice="Write score() for it.",
     )
     return rule("lax()", requires, surrogate, init=net.init)

@@ -5,10 +5,20 @@ setting.
 import jax
 import jax.numpy as jnp
 
-from vijax.baselines import replace_one
-from vijax.rules.base import draw, evaluate_at, mean_aux, rule
-from vijax.rules.discrete import live_weights, site_logits, spare_key
-from vijax.types import Array, Aux, Family, Key, PyTree, Requirements, Rule
+from vijax.families import BernoulliSites, CategoricalSites, Density, log_probs
+from vijax.rules.base import (
+    draw,
+    evaluate_at,
+    live_weights,
+    minus_direct_term,
+    no_aux,
+    rule,
+    spare_key,
+    stopped,
+    zero_valued,
+)
+from vijax.rules.discrete import changes, class_logits, from_classes, to_classes
+from vijax.types import Array, Aux, Integrand, Key, Q, Requirements, Rule, Scalar, Setting
 
 
 def local_expectation(num_sites: int | None = None) -> Rule:
@@ -35,40 +45,36 @@ def local_expectation(num_sites: int | None = None) -> Rule:
             f"all sites."
         )
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
-        log_w, centre, aux = live_weights(integrand, family, lam, drawn.z, drawn.key)
-        probs = jax.nn.softmax(_class_logits(family, lam))  # [D, C], live
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        objective, num_samples = setting.objective, setting.num_samples
+        drawn = draw(key, stopped(q), num_samples)
+        log_q = log_probs(q.family, q.lam, drawn.z)
+        log_w, slope, aux = live_weights(integrand, drawn._replace(log_q=log_q))
+        logits = class_logits(q.family, q.lam)
+        probs = jax.nn.softmax(logits).reshape(-1, logits.shape[-1])  # [D, C], live
         sites_key, value_key = jax.random.split(spare_key(key))
         sites = jax.vmap(lambda k: _choose(k, probs.shape[0], num_sites))(
             jax.random.split(sites_key, num_samples)
         )
-        classes = jax.vmap(lambda z: _as_classes(family, z))(drawn.z)
+        classes = to_classes(q.family, drawn.z).reshape(num_samples, *probs.shape)
         neighbours, chance = jax.vmap(lambda c, i: _neighbours(c, i, probs))(classes, sites)
-        z = jax.vmap(lambda c: _from_classes(family, c, drawn.z.shape[1:]))(
-            neighbours.reshape(-1, *probs.shape)
-        )
-        stand_in = evaluate_at(integrand, family, lam, z, value_key)[0].reshape(num_samples, -1)
-        change = -jax.vmap(lambda s: replace_one(objective, log_w, s), in_axes=1, out_axes=1)(
-            stand_in
-        )
+        z = from_classes(q.family, neighbours.reshape(-1, *logits.shape))
+        stand_ins = evaluate_at(integrand, q, z, value_key)[0].reshape(num_samples, -1)
+        change = changes(objective, log_w, stand_ins).reshape(chance.shape)
         # A site's own present value changes nothing, so the derivatives of the other values'
         # chances are all there is.
-        change = jax.lax.stop_gradient(change).reshape(chance.shape)
         local = probs.shape[0] / sites.shape[1] * jnp.sum(chance * change)
-        return objective(log_w) + centre + local - jax.lax.stop_gradient(local), Aux(
-            (), mean_aux(aux)
-        )
+        value = objective.value(log_w) + minus_direct_term(slope, log_q)
+        return value + zero_valued(local), no_aux(aux)
 
-    advice = "Write score() instead."
     return rule(
         f"local_expectation({'' if num_sites is None else num_sites})",
         Requirements(
-            paper="Titsias and Lazaro-Gredilla 2015" if num_sites is None else "Kunes et al. 2022",
-            bernoulli=True,
-            categorical=True,
+            needs=(Density,),
+            any_of=(BernoulliSites, CategoricalSites),
             evaluations=f"K(1 + {'D' if num_sites is None else num_sites}(C-1))",
-            advice=advice,
+            paper="Titsias and Lazaro-Gredilla 2015" if num_sites is None else "Kunes et al. 2022",
+            advice="Write score() instead.",
         ),
         surrogate,
     )
@@ -90,23 +96,3 @@ def _neighbours(classes: Array, sites: Array, probs: Array) -> tuple[Array, Arra
     moved = jax.vmap(lambda shift: jnp.roll(classes[sites], shift, axis=-1), out_axes=1)(shifts)
     at_site = jax.vmap(lambda site, rows: jax.vmap(lambda row: classes.at[site].set(row))(rows))
     return at_site(sites, moved), jnp.einsum("nsc,nc->ns", moved, probs[sites])
-
-
-def _class_logits(family: Family, lam: PyTree) -> Array:
-    """[D, C] logits of every site, a Bernoulli site as two classes."""
-    logits = site_logits(family, lam)
-    if family.bernoulli_logits is not None:
-        return jnp.stack([jnp.zeros_like(logits), logits], axis=-1).reshape(-1, 2)
-    return logits.reshape(-1, logits.shape[-1])
-
-
-def _as_classes(family: Family, z: Array) -> Array:
-    """[D, C] one-hot rows of z."""
-    if family.bernoulli_logits is not None:
-        return jnp.stack([1.0 - z, z], axis=-1).reshape(-1, 2)
-    return z.reshape(-1, z.shape[-1])
-
-
-def _from_classes(family: Family, classes: Array, shape: tuple[int, ...]) -> Array:
-    """The inverse of `_as_classes`."""
-    return (classes[:, 1] if family.bernoulli_logits is not None else classes).reshape(shape)

@@ -1,13 +1,28 @@
 """Different rules for different blocks of a product family: surrogates, nested."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from vijax.objectives import elbo, is_linear
+from vijax.families import Blocks, need
+from vijax.families.traits import Kl
+from vijax.objectives import elbo
 from vijax.rules.base import rule
-from vijax.types import Aux, Family, Key, Objective, Requirements, Rule, Sample
+from vijax.types import (
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    Objective,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+)
 
 Rules = Rule | Mapping[str, "Rules"]
 """A rule, or a dict of them per block, nested as blocks are: read like `vmap`'s `in_axes`."""
@@ -25,73 +40,58 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
     """
     names = tuple(rules)
 
-    def samples_for(num_samples) -> dict[str, int]:
-        return spread_samples(rules, num_samples)
-
-    def check(family: Family, objective: Objective, num_samples, prior: Family | None) -> None:
+    def check(family: Family, objective: Objective, num_samples: Any, prior: Family | None) -> None:
         check_blocks(rules, family)
         check_nesting(rules, objective)
-        counts, prior_blocks = (
-            samples_for(num_samples),
-            prior.blocks if prior is not None and prior.blocks else {},
-        )
+        counts, blocks = spread_samples(rules, num_samples), need(family, Blocks)
+        stated = None if prior is None else prior.traits.get(Blocks)
+        priors = {} if stated is None else stated.families
         for depth, (name, part) in enumerate(rules.items()):
-            if (
-                depth
-                and family.ordered
-                and part.requires.kl
-                and prior is not None
-                and prior != family
-            ):
+            closed = Kl in part.requires.needs
+            if depth and blocks.ordered and closed and prior is not None and prior != family:
                 raise ValueError(
                     f"{part.name} for {name!r}: the prior is another chain than q, {family.name}, "
-                    f"so where its {name!r} lies "
-                    f"given the blocks before is unknown here. State the prior in q's own family, "
-                    f"or write {name!r} a rule "
-                    "without closed-form KL, such as pathwise() or score()."
+                    f"so where its {name!r} lies given the blocks before is unknown here. State "
+                    f"the prior in q's own family, or write {name!r} a rule without closed-form "
+                    "KL, such as pathwise() or score()."
                 )
-            part.check(
-                _block(family, name),
-                objective if depth == 0 else elbo,
-                counts[name],
-                prior_blocks.get(name),
-            )
+            inner = objective if depth == 0 else elbo
+            part.check(blocks.families[name], inner, counts[name], priors.get(name))
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        counts = samples_for(num_samples)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        counts, blocks = spread_samples(rules, setting.num_samples), need(q.family, Blocks)
 
-        def nest(depth: int, key: Key, outer: Sample, objective: Objective):
+        def nest(depth: int, key: Key, outer: Sample, objective: Objective) -> tuple[Scalar, Aux]:
             name = names[depth]
 
-            def inside(sample: Sample):
+            def inside(sample: Sample) -> Any:
                 z = {**outer.z, name: sample.z}
-                joint = Sample(
-                    z, sample.log_q if depth == 0 else outer.log_q + sample.log_q, sample.key
-                )
-                return (
-                    integrand(joint)
-                    if depth + 1 == len(names)
-                    else nest(depth + 1, sample.key, joint, elbo)
-                )
+                log_q = sample.log_q if depth == 0 else outer.log_q + sample.log_q
+                joint = Sample(z, log_q, sample.key)
+                if depth + 1 == len(names):
+                    return integrand(joint)
+                return nest(depth + 1, sample.key, joint, elbo)
 
-            return rules[name].surrogate(
-                key,
-                _block(family, name),
-                family.block_lam(name, lam, outer.z),
-                inside,
+            prior = setting.prior
+            own = setting._replace(
                 objective=objective,
                 num_samples=counts[name],
-                control=control[name] if control else (),
-                state=state[name] if state else (),
-                x=x,
-                prior=None if prior is None else family.block_lam(name, prior, outer.z),
+                control=setting.control[name] if setting.control else (),
+                state=setting.state[name] if setting.state else (),
+                prior=None if prior is None else blocks.lam(name, prior, outer.z),
             )
+            part = Q(blocks.families[name], blocks.lam(name, q.lam, outer.z))
+            return rules[name].surrogate(key, part, inside, own)
 
-        value, aux = nest(0, key, Sample({}, cast(jax.Array, 0.0), key), objective)
+        value, aux = nest(0, key, Sample({}, jnp.zeros(()), key), setting.objective)
         stats = {}
         for name in names:
             stats[name], aux = aux.stats, aux.inner
         return value, Aux(stats, aux)
+
+    def init(key: Key) -> Any:
+        split = zip(rules.items(), jax.random.split(key, len(rules)), strict=True)
+        return {name: part.init(k) for (name, part), k in split}
 
     return rule(
         f"mixed({', '.join(f'{name}={part.name}' for name, part in rules.items())})",
@@ -101,10 +101,8 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
         ),
         surrogate,
         check=check,
-        init=lambda key: {
-            n: r.init(k)
-            for (n, r), k in zip(rules.items(), jax.random.split(key, len(rules)), strict=True)
-        },
+        per_block=True,
+        init=init,
         init_state=lambda: {name: part.init_state() for name, part in rules.items()},
         update=lambda state, stats: {
             name: part.update(state[name], stats[name]) for name, part in rules.items()
@@ -117,24 +115,24 @@ def as_rule(rules: Rules, family: Family) -> Rule:
     if isinstance(rules, Rule):
         return rules
     check_blocks(rules, family)
-    return mixed({name: as_rule(part, _block(family, name)) for name, part in rules.items()})
+    blocks = need(family, Blocks).families
+    return mixed({name: as_rule(part, blocks[name]) for name, part in rules.items()})
 
 
 def check_blocks(rules: Mapping[str, object], family: Family) -> None:
     """Refuse a dict of rules whose names are not the family's blocks."""
-    blocks = set(family.blocks or ())
-    if set(rules) != blocks:
-        has = f"blocks {sorted(blocks)}" if blocks else "no named blocks"
+    found = family.traits.get(Blocks)
+    names = tuple(found.families) if found else ()
+    if set(rules) != set(names):
+        has = f"blocks {sorted(names)}" if names else "no named blocks"
         raise ValueError(
             f"rules has entries {sorted(rules)}, but {family.name} has {has}. Give one rule for "
-            f"the whole latent, or one for "
-            "each block of a families.product or chain."
+            "the whole latent, or one for each block of a families.product or chain."
         )
-    if family.ordered and tuple(rules) != (order := tuple(family.blocks or ())):
+    if found and found.ordered and tuple(rules) != names:
         raise ValueError(
-            f"rules has entries {tuple(rules)}, but {family.name} draws them in the order "
-            f"{order}: list them so, "
-            "the first is outermost."
+            f"rules has entries {tuple(rules)}, but {family.name} draws them in the order {names}: "
+            "list them so, the first is outermost."
         )
 
 
@@ -144,12 +142,11 @@ def check_nesting(rules: Mapping[str, Rule], objective: Objective) -> None:
     """
     _, *inner = rules.items()
     for name, part in inner:
-        if not is_linear(objective) and not part.requires.samplewise:
+        if not objective.linear and not part.requires.samplewise:
             raise ValueError(
-                f"{part.name} for {name!r} sits inside a non-linear objective, where its "
-                f"surrogate would estimate the gradient "
-                "of another bound. List it first (outermost), write pathwise() for it, or use "
-                "objectives.elbo."
+                f"{part.name} for {name!r} sits inside a non-linear objective, where its surrogate "
+                "would estimate the gradient of another bound. List it first (outermost), write "
+                "pathwise() for it, or use objectives.elbo."
             )
 
 
@@ -168,7 +165,3 @@ def spread_samples(
         return dict(num_samples)
     first = next((name for name, rule in rules.items() if rule.requires.draws), None)
     return {name: num_samples if name == first else 1 for name in rules}
-
-
-def _block(family: Family, name: str) -> Family:
-    return cast(Mapping[str, Family], family.blocks)[name]

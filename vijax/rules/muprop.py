@@ -1,12 +1,25 @@
 """A control variate from one mean-field pass: MuProp."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from vijax.baselines import Baseline, none
-from vijax.rules.base import draw, evaluate, evaluate_at, mean_aux, rule
-from vijax.rules.discrete import learned_gradient, site_logits, site_mean, spare_key
-from vijax.types import Aux, Requirements, Rule
+from vijax.families import BernoulliSites, CategoricalSites, Density
+from vijax.rules.base import (
+    draw,
+    evaluate,
+    evaluate_at,
+    learned_gradient,
+    mean_aux,
+    rule,
+    spare_key,
+    stopped,
+    zero_valued,
+)
+from vijax.rules.discrete import site_logits, site_mean
+from vijax.types import Array, Aux, Integrand, Key, PyTree, Q, Requirements, Rule, Scalar, Setting
 
 
 def muprop(*, baseline: Baseline | None = None, learn_scale: bool = False) -> Rule:
@@ -32,59 +45,83 @@ def muprop(*, baseline: Baseline | None = None, learn_scale: bool = False) -> Ru
     if base.num_auxiliary:
         raise ValueError(
             f"muprop(baseline={base.name}): it needs draws of its own. Write "
-            f"baselines.leave_one_out() instead."
+            "baselines.leave_one_out() instead."
         )
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        objective, state, x = setting.objective, setting.state, setting.x
+        drawn = draw(key, stopped(q), setting.num_samples)
         values, aux = evaluate(integrand, drawn)
-        logits = site_logits(family, lam)
-        mean, to_logits = jax.vjp(lambda eta: site_mean(family, eta), jax.lax.stop_gradient(logits))
-
-        def at(z):
-            return evaluate_at(integrand, family, lam, z[None], spare_key(key))[0][0]
-
-        at_mean, slope = jax.value_and_grad(at)(mean)
-        away = drawn.z - mean[None]
-        expansion = at_mean + jnp.tensordot(away, slope, axes=slope.ndim)
-        (closed_form,) = to_logits(slope)
-
-        learned = dict(control or {"baseline": ()})
+        around = expand(integrand, q, drawn.z, spare_key(key))
+        learned = dict(setting.control or {"baseline": ()})
         base_control = learned.pop("baseline")
-        stopped = jax.lax.stop_gradient(base_control)
+        fixed = jax.lax.stop_gradient(base_control)
 
-        def gradient(learned):
-            scale = learned["scale"] if learn_scale else jnp.ones(())
-            signal = base.signal(objective, values - scale * expansion, stopped, state, x)
-            return jnp.tensordot(signal, away, axes=1) + scale * closed_form
+        def gradient(learned: PyTree) -> Array:
+            scale = scale_of(learned)
+            signal = base.signal(objective, values - scale * around.values, fixed, state, x)
+            return jnp.tensordot(signal, around.away, axes=1) + scale * around.mean_gradient
 
-        scale = learned["scale"] if learn_scale else jnp.ones(())
-        left = jax.lax.stop_gradient(jnp.mean(values - scale * expansion))
-        loss = base.loss(base_control, left, x)
-        total = learned_gradient(objective(values), logits, learned, gradient)
-        return total - (loss - jax.lax.stop_gradient(loss)), Aux(left, mean_aux(aux))
+        left = jax.lax.stop_gradient(jnp.mean(values - scale_of(learned) * around.values))
+        learning = zero_valued(base.loss(base_control, left, x))
+        live = site_logits(q.family, q.lam)
+        total = learned_gradient(objective.value(values), live, learned, gradient)
+        return total - learning, Aux(left, mean_aux(aux))
 
-    def init(key):
+    def init(key: Key) -> PyTree:
         return ({"scale": jnp.ones(())} if learn_scale else {}) | {"baseline": base.init(key)}
 
     settings = ([] if baseline is None else [f"baseline={base.name}"]) + (
         ["learn_scale=True"] if learn_scale else []
     )
+    requires = Requirements(
+        needs=(Density,),
+        any_of=(BernoulliSites, CategoricalSites),
+        linear=True,
+        min_samples=base.min_samples,
+        unbiased=base.unbiased,
+        evaluations="K + 1",
+        paper="Gu et al. 2016",
+        advice=base.advice or "Write score() or disarm() instead.",
+    )
     return rule(
         f"muprop({', '.join(settings)})",
-        Requirements(
-            paper="Gu et al. 2016",
-            bernoulli=True,
-            categorical=True,
-            linear_objective=True,
-            differentiates_z=True,
-            min_samples=base.min_samples,
-            unbiased=base.unbiased,
-            evaluations="K + 1",
-            advice=base.advice or "Write score() or disarm() instead.",
-        ),
+        requires,
         surrogate,
         init=init,
         init_state=base.init_state,
         update=base.update,
     )
+
+
+def scale_of(learned: PyTree) -> Scalar:
+    """What the expansion is multiplied by: 1 where it is not learned."""
+    return learned.get("scale", jnp.ones(()))
+
+
+class Expansion(NamedTuple):
+    """The integrand's first-order Taylor expansion at E[z], at K draws.
+
+    Attributes:
+      values: [K] at the draws.
+      away: [K, ...] the draws minus E[z].
+      mean_gradient: [...] the derivative of its expectation in the logits.
+    """
+
+    values: Array
+    away: Array
+    mean_gradient: Array
+
+
+def expand(integrand: Integrand, q: Q, z: Array, key: Key) -> Expansion:
+    """The expansion at draws z [K, ...], for one evaluation of the integrand and its derivative."""
+    logits = jax.lax.stop_gradient(site_logits(q.family, q.lam))
+    mean, to_logits = jax.vjp(lambda eta: site_mean(q.family, eta), logits)
+
+    def at(z: Array) -> Scalar:
+        return evaluate_at(integrand, q, z[None], key)[0][0]
+
+    at_mean, slope = jax.value_and_grad(at)(mean)
+    away = z - mean[None]
+    (mean_gradient,) = to_logits(slope)
+    return Expansion(at_mean + jnp.tensordot(away, slope, axes=slope.ndim), away, mean_gradient)

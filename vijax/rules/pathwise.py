@@ -1,8 +1,9 @@
 """Differentiate through the sampler: z = T(noise, lam)."""
 
+from vijax.families import Reparameterized
 from vijax.noise import IID, Noise
 from vijax.rules.base import draw, evaluate, no_aux, rule
-from vijax.types import Requirements, Rule
+from vijax.types import Aux, Integrand, Key, Q, Requirements, Rule, Scalar, Setting
 
 
 def pathwise(*, noise: Noise = IID) -> Rule:
@@ -19,23 +20,21 @@ def pathwise(*, noise: Noise = IID) -> Rule:
     Cost:         K evaluations of the integrand per datum, one backward pass.
     """
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        log_w, aux = evaluate(integrand, draw(key, family, lam, num_samples, noise))
-        return objective(log_w), no_aux(aux)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        log_w, aux = evaluate(integrand, draw(key, q, setting.num_samples, noise))
+        return setting.objective.value(log_w), no_aux(aux)
 
-    advice = (
-        "Write score() or, for few states, enumerated() for that block, as in "
-        'rules={"c": score(), "z": pathwise()}.'
-    )
     return rule(
         "pathwise()" if noise is IID else f"pathwise(noise={noise.name})",
         Requirements(
-            paper="Kingma and Welling 2014; Rezende et al. 2014",
-            differentiates_z=True,
-            reparameterized=True,
+            needs=(Reparameterized,),
             samplewise=True,
             unbiased=noise.unbiased,
-            advice=advice,
+            paper="Kingma and Welling 2014; Rezende et al. 2014",
+            advice=(
+                "Write score() or, for few states, enumerated() for that block, as in "
+                'rules={"c": score(), "z": pathwise()}.'
+            ),
         ),
         surrogate,
         noise=noise,

@@ -12,9 +12,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vijax.rules.base import evaluate, no_aux, rule
-from vijax.rules.discrete import site_logits, spare_key
-from vijax.types import Array, Family, Key, PyTree, Requirements, Rule, Sample, Scalar
+from vijax.families import BernoulliSites, CategoricalSites, Density, log_probs
+from vijax.rules.base import (
+    keys,
+    live_weights,
+    minus_direct_term,
+    no_aux,
+    rule,
+    spare_key,
+    zero_valued,
+)
+from vijax.rules.discrete import class_logits, class_noise, from_classes
+from vijax.rules.perturbed_logits import mean_gap, perturbed_given
+from vijax.types import Array, Aux, Integrand, Key, Q, Requirements, Rule, Sample, Scalar, Setting
 
 Soft = Callable[[Key, Array, Array, Array], Array]
 """(key, logits [..., C], noise [..., C], hard [..., C]) -> soft [..., C], whose derivative in the
@@ -42,7 +52,7 @@ def gumbel_softmax(temperature: float) -> Rule:
     def soft(key: Key, logits: Array, noise: Array, hard: Array) -> Array:
         return jax.nn.softmax((logits + noise) / temperature)
 
-    return _relaxed(
+    return _through_soft_classes(
         f"gumbel_softmax({temperature})",
         soft,
         hard=False,
@@ -66,7 +76,9 @@ def straight_through(temperature: float = 1.0) -> Rule:
     def soft(key: Key, logits: Array, noise: Array, hard: Array) -> Array:
         return jax.nn.softmax(logits / temperature)
 
-    return _relaxed(f"straight_through({temperature})", soft, hard=True, paper="Bengio et al. 2013")
+    return _through_soft_classes(
+        f"straight_through({temperature})", soft, hard=True, paper="Bengio et al. 2013"
+    )
 
 
 def straight_through_gumbel(temperature: float) -> Rule:
@@ -84,7 +96,7 @@ def straight_through_gumbel(temperature: float) -> Rule:
     def soft(key: Key, logits: Array, noise: Array, hard: Array) -> Array:
         return jax.nn.softmax((logits + noise) / temperature)
 
-    return _relaxed(
+    return _through_soft_classes(
         f"straight_through_gumbel({temperature})", soft, hard=True, paper="Jang et al. 2017"
     )
 
@@ -120,7 +132,7 @@ def gumbel_rao(temperature: float, num_conditional: int = 10) -> Rule:
         moved = logits[None] + (perturbed - stopped[None])
         return jnp.mean(jax.nn.softmax(moved / temperature), axis=0)
 
-    return _relaxed(
+    return _through_soft_classes(
         f"gumbel_rao({temperature}, {num_conditional})", soft, hard=True, paper="Paulus et al. 2021"
     )
 
@@ -155,7 +167,7 @@ def gapped_straight_through(temperature: float, gap: float | None = 1.0) -> Rule
         move = jnp.where(hard > 0.0, -below, -jnp.maximum(below + distance, 0.0))
         return jax.nn.softmax((logits + move) / temperature)
 
-    return _relaxed(
+    return _through_soft_classes(
         f"gapped_straight_through({temperature}, {gap})", soft, hard=True, paper="Fan et al. 2022"
     )
 
@@ -181,118 +193,47 @@ def reinmax(temperature: float = 1.0) -> Rule:
         at_middle = jax.nn.softmax(jax.lax.stop_gradient(jnp.log(middle) - logits) + logits)
         return 2.0 * at_middle - 0.5 * jax.nn.softmax(logits)
 
-    return _relaxed(f"reinmax({temperature})", soft, hard=True, paper="Liu et al. 2023")
+    return _through_soft_classes(
+        f"reinmax({temperature})", soft, hard=True, paper="Liu et al. 2023"
+    )
 
 
-def _relaxed(name: str, soft: Soft, *, hard: bool, paper: str) -> Rule:
+def _through_soft_classes(name: str, soft: Soft, *, hard: bool, paper: str) -> Rule:
     """The rule whose z is soft(...), or with `hard` a draw of q that has the derivative of
     soft(...).
     """
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        # As in `draw`: the same key gives the same hard draws
-        noise_key, inner_key = jax.random.split(key)
-        logits = class_logits(family, lam)
-        noise = class_noise(noise_key, family, lam, num_samples)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        family, num_samples = q.family, setting.num_samples
+        noise_key, inner_keys = keys(key, num_samples)  # those of `draw`: the same hard draws
+        logits = class_logits(family, q.lam)
+        noise = class_noise(noise_key, family, q.lam, num_samples)
 
         def one(key: Key, noise: Array) -> Array:
             chosen = jax.nn.one_hot(
                 jnp.argmax(logits + noise, axis=-1), logits.shape[-1], dtype=logits.dtype
             )
             relaxed = soft(key, logits, noise, chosen)
-            return from_classes(
-                family, chosen + (relaxed - jax.lax.stop_gradient(relaxed)) if hard else relaxed
-            )
+            return from_classes(family, chosen + zero_valued(relaxed) if hard else relaxed)
 
         z = jax.vmap(one)(jax.random.split(spare_key(key), num_samples), noise)
-        keys = jax.random.split(inner_key, num_samples)
-        log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, z)
-        log_w, slope, aux = jax.jvp(
-            lambda log_q: evaluate(integrand, Sample(z, log_q, keys)),
-            (log_q,),
-            (jnp.ones_like(log_q),),
-            has_aux=True,
-        )
-        value = objective(log_w)
-        return value - _direct(family, lam, z, slope) if hard else value, no_aux(aux)
+        samples = Sample(z, log_probs(family, q.lam, z), inner_keys)
+        log_w, slope, aux = live_weights(integrand, samples)
+        value = setting.objective.value(log_w)
+        if hard:
+            log_q = log_probs(family, q.lam, jax.lax.stop_gradient(z))
+            value = value + minus_direct_term(slope, log_q)
+        return value, no_aux(aux)
 
     requires = Requirements(
-        bernoulli=True,
-        categorical=True,
-        differentiates_z=True,
+        needs=(Density,),
+        any_of=(BernoulliSites, CategoricalSites),
         samplewise=not hard,
         unbiased=False,
         paper=paper,
         advice="Write pathwise() where there is a differentiable sampler, or score().",
     )
     return rule(name, requires, surrogate)
-
-
-def _direct(family: Family, lam: PyTree, z: Array, slope: Array) -> Scalar:
-    """Zero, with the derivative mean_k slope_k dlog q(z_k), z fixed: mean zero at draws of q, so
-    taken off.
-
-    It cancels a linear objective's direct dependence on log q and leaves a non-linear one the part
-    that it needs.
-    """
-    log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, jax.lax.stop_gradient(z))
-    return jnp.mean(jax.lax.stop_gradient(slope) * (log_q - jax.lax.stop_gradient(log_q)))
-
-
-def class_logits(family: Family, lam: PyTree) -> Array:
-    """Logits [..., C]; a Bernoulli vector is [D, 2] with logits 0 and eta."""
-    logits = site_logits(family, lam)
-    return (
-        logits
-        if family.bernoulli_logits is None
-        else jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
-    )
-
-
-def class_noise(key: Key, family: Family, lam: PyTree, num_samples: int) -> Array:
-    """Noise [K, ..., C] for which argmax(logits + noise) is a draw of q: Gumbel, up to a constant
-    per site.
-    """
-    shape = (num_samples, *site_logits(family, lam).shape)
-    if family.bernoulli_logits is None:
-        return jax.random.gumbel(key, shape)
-    uniform = jax.random.uniform(key, shape)
-    logistic = jnp.log1p(-uniform) - jnp.log(jnp.maximum(uniform, jnp.finfo(uniform.dtype).tiny))
-    return jnp.stack([jnp.zeros_like(logistic), logistic], axis=-1)
-
-
-def from_classes(family: Family, soft: Array) -> Array:
-    """The latent out of class weights [..., C]: themselves, or the weight of 1 for a Bernoulli
-    vector.
-    """
-    return soft if family.bernoulli_logits is None else soft[..., 1]
-
-
-def perturbed_given(key: Key, logits: Array, hard: Array) -> Array:
-    """Gumbel-perturbed logits [..., C] given which one is the largest. Paulus et al. 2021, eq. 15;
-    Maddison et al. 2014.
-
-    The largest is a Gumbel at logsumexp(logits) whichever it is; the others are Gumbels cut off
-    there.
-    """
-    top_key, rest_key = jax.random.split(key)
-    top = jax.nn.logsumexp(logits, axis=-1, keepdims=True) + jax.random.gumbel(
-        top_key, (*logits.shape[:-1], 1)
-    )
-    others = -jnp.logaddexp(-jax.random.gumbel(rest_key, logits.shape) - logits, -top)
-    return jnp.where(hard > 0.0, top, others)
-
-
-def mean_gap(logits: Array, hard: Array) -> Array:
-    """[..., 1] mean distance from the largest to the next Gumbel-perturbed logit, given the winner:
-    -log(1 - q) / q.
-
-    Fan et al. 2022, section 4; it tends to 1 as q does to 0.
-    """
-    log_probs = jax.nn.log_softmax(logits)
-    log_rest = jax.nn.logsumexp(jnp.where(hard > 0.0, -jnp.inf, log_probs), axis=-1, keepdims=True)
-    prob = jnp.sum(hard * jnp.exp(log_probs), axis=-1, keepdims=True)
-    return jnp.where(prob > 1e-3, -log_rest / jnp.maximum(prob, 1e-3), 1.0 + 0.5 * prob)
 
 
 def _check_temperature(name: str, temperature: float) -> None:

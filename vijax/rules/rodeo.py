@@ -2,17 +2,19 @@
 function.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen
 
+from vijax.families import BernoulliSites, Density
 from vijax.networks import as_network
-from vijax.rules.base import draw, mean_aux, rule
-from vijax.rules.discrete import learned_gradient, spare_key
+from vijax.rules.base import draw, learned_gradient, no_aux, rule, spare_key, stopped
+from vijax.rules.discrete import site_logits, site_mean
 from vijax.rules.double_control_variates import mean_of_others, values_and_slopes
-from vijax.types import Array, Aux, PyTree, Requirements, Rule
+from vijax.types import Array, Aux, Integrand, Key, PyTree, Q, Requirements, Rule, Scalar, Setting
 
 
 def rodeo(network: Any = None) -> Rule:
@@ -41,12 +43,12 @@ def rodeo(network: Any = None) -> Rule:
         jax.ShapeDtypeStruct((2,), jnp.result_type(float)),
     )
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
-        values, slopes, aux = values_and_slopes(integrand, family, lam, drawn.z, spare_key(key))
-        live = family.bernoulli_logits(lam)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        drawn = draw(key, stopped(q), setting.num_samples)
+        values, slopes, aux = values_and_slopes(integrand, q, drawn.z, spare_key(key))
+        live = site_logits(q.family, q.lam)
         logits = jax.lax.stop_gradient(live)
-        away = drawn.z - jax.nn.sigmoid(logits)[None]
+        away = drawn.z - site_mean(q.family, logits)[None]
 
         def gradient(control: PyTree) -> Array:
             def surrogates(inputs: Array) -> Array:
@@ -55,22 +57,21 @@ def rodeo(network: Any = None) -> Rule:
             at, flipped = leave_one_out_surrogates(surrogates, drawn.z, values, slopes)
             stein, stein_score = gibbs_steps(logits, drawn.z, away, at, flipped)
             others = mean_of_others(values + control["baseline_scale"] * stein)
-            scored = jnp.tensordot(values - others, away, axes=1) / num_samples
+            scored = jnp.tensordot(values - others, away, axes=1) / setting.num_samples
             return scored + control["score_scale"] * jnp.mean(stein_score, axis=0)
 
-        return learned_gradient(objective(values), live, control, gradient), Aux((), mean_aux(aux))
+        value = setting.objective.value(values)
+        return learned_gradient(value, live, setting.control, gradient), no_aux(aux)
 
-    advice = "Write score(), local_expectation() or double_control_variates() instead."
     requires = Requirements(
-        paper="Shi et al. 2022",
-        bernoulli=True,
-        linear_objective=True,
-        differentiates_z=True,
+        needs=(BernoulliSites, Density),
+        linear=True,
         min_samples=2,
-        advice=advice,
+        paper="Shi et al. 2022",
+        advice="Write score(), local_expectation() or double_control_variates() instead.",
     )
 
-    def init(key):
+    def init(key: Key) -> PyTree:
         zero = jnp.zeros(())
         return {"baseline_scale": zero, "score_scale": zero, "network": net.init(key)}
 
@@ -93,7 +94,7 @@ class SurrogateNetwork(linen.Module):
 
 
 def leave_one_out_surrogates(
-    surrogate, z: Array, values: Array, slopes: Array
+    surrogate: Callable[[Array], Scalar], z: Array, values: Array, slopes: Array
 ) -> tuple[Array, Array]:
     """h_k at z_k [K] and at z_k with each coordinate flipped [K, D]; h_k is built from the samples
     other than k alone.

@@ -4,8 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from vijax.baselines import Baseline, leave_one_out
-from vijax.rules.base import draw, evaluate, mean_aux, rule
-from vijax.types import Aux, Requirements, Rule
+from vijax.families import Density, log_probs
+from vijax.rules.base import (
+    draw,
+    evaluate,
+    live_weights,
+    mean_aux,
+    minus_direct_term,
+    rule,
+    stopped,
+    zero_valued,
+)
+from vijax.types import Aux, Integrand, Key, Q, Requirements, Rule, Scalar, Setting
 
 
 def score(baseline: Baseline | None = None) -> Rule:
@@ -29,42 +39,32 @@ def score(baseline: Baseline | None = None) -> Rule:
     """
     baseline = leave_one_out() if baseline is None else baseline
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
-        log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, drawn.z)
-
-        def weights(log_q):
-            return evaluate(integrand, drawn._replace(log_q=log_q))
-
-        log_w, slope, aux = jax.jvp(weights, (log_q,), (jnp.ones_like(log_q),), has_aux=True)
-        value, stopped = objective(log_w), jax.lax.stop_gradient(log_w)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        objective, control = setting.objective, setting.control
+        drawn = draw(key, stopped(q), setting.num_samples)
+        log_q = log_probs(q.family, q.lam, drawn.z)
+        log_w, slope, aux = live_weights(integrand, drawn._replace(log_q=log_q))
+        seen = jax.lax.stop_gradient(log_w)
         if baseline.num_auxiliary:
-            extra = draw(
-                jax.random.fold_in(key, 1),
-                family,
-                jax.lax.stop_gradient(lam),
-                baseline.num_auxiliary,
-            )
-            stopped = jnp.concatenate(
-                [stopped, jax.lax.stop_gradient(evaluate(integrand, extra)[0])]
-            )
-        signal = baseline.signal(objective, stopped, jax.lax.stop_gradient(control), state, x)
-        # E[dlog q] = 0, so a constant multiple of it may be taken off: it cancels the direct term
-        # of a linear objective.
-        centred = jax.lax.stop_gradient(signal - slope / num_samples)
-        total = value + jnp.sum(centred * (log_q - jax.lax.stop_gradient(log_q)))
-        loss = baseline.loss(control, jax.lax.stop_gradient(value), x)
-        return total - (loss - jax.lax.stop_gradient(loss)), Aux(
-            jax.lax.stop_gradient(value), mean_aux(aux)
-        )
+            extra = draw(jax.random.fold_in(key, 1), stopped(q), baseline.num_auxiliary)
+            seen = jnp.concatenate([seen, jax.lax.stop_gradient(evaluate(integrand, extra)[0])])
+        fixed = jax.lax.stop_gradient(control)
+        signal = baseline.signal(objective, seen, fixed, setting.state, setting.x)
+        by_score = jnp.vdot(jax.lax.stop_gradient(signal), zero_valued(log_q))
+        value = objective.value(log_w)
+        reached = jax.lax.stop_gradient(value)
+        learning = zero_valued(baseline.loss(control, reached, setting.x))
+        total = value + minus_direct_term(slope, log_q) + by_score - learning
+        return total, Aux(reached, mean_aux(aux))
 
     return rule(
         f"score({baseline.name})",
         Requirements(
-            paper="Williams 1992; Mnih and Rezende 2016",
+            needs=(Density,),
             min_samples=baseline.min_samples,
             unbiased=baseline.unbiased,
             evaluations=f"K + {baseline.num_auxiliary}" if baseline.num_auxiliary else "K",
+            paper="Williams 1992; Mnih and Rezende 2016",
             advice=baseline.advice,
         ),
         surrogate,

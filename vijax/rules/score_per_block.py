@@ -1,30 +1,46 @@
 """Score function with credit: a block's log q is multiplied only by what depends on that block."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vijax.rules.base import draw, evaluate, mean_aux, rule
-from vijax.types import Array, Aux, Family, Integrand, PyTree, Requirements, Rule, Sample
+from vijax.families import Blocks, Density, IndependentBlocks, log_probs, need
+from vijax.rules.base import draw, evaluate, live_weights, no_aux, rule, stopped, zero_valued
+from vijax.types import (
+    Array,
+    Aux,
+    Integrand,
+    Key,
+    PyTree,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+)
 
 
 class Known(NamedTuple):
     """What is known when credit is given.
 
     Attributes:
+      q: its parameters stopped
       samples: K draws
       others: z of K more, independent of them
       values: [K] the integrand at the samples
+      slope: [K] its derivative in the samples' log_q: -1 where it carries -log q, 0 where a closed
+        form has taken log q's place or a plain expectation has none
       terms: its aux, leaves [K, ...]
     """
 
-    family: Family
-    lam: PyTree
+    q: Q
     samples: Sample
     others: PyTree
     values: Array
+    slope: Array
     terms: PyTree
 
 
@@ -53,33 +69,29 @@ def score_per_block(credit: Credit | None = None) -> Rule:
     Cost:         (1 + B) K evaluations of the integrand per datum for B blocks; K with `by_terms`.
     """
     chosen = by_substitution() if credit is None else credit
-    name = f"score_per_block({chosen.name})"
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
         draw_key, other_key = jax.random.split(key)
-        fixed = jax.lax.stop_gradient(lam)
-        samples = draw(draw_key, family, fixed, num_samples)
-        values, aux = evaluate(integrand, samples)
-        known = Known(
-            family, fixed, samples, draw(other_key, family, fixed, num_samples).z, values, aux
-        )
-        total = jnp.mean(values)
-        for block, part in family.blocks.items():
-            signal = chosen.signal(block, integrand, known)
-            log_q = jax.vmap(part.log_prob, in_axes=(None, 0))(lam[block], samples.z[block])
-            total = total + jnp.mean(
-                jax.lax.stop_gradient(signal) * (log_q - jax.lax.stop_gradient(log_q))
-            )
-        return total, Aux((), mean_aux(aux))
+        samples = draw(draw_key, stopped(q), setting.num_samples)
+        others = draw(other_key, stopped(q), setting.num_samples).z
+        values, slope, aux = live_weights(integrand, samples)
+        known = Known(stopped(q), samples, others, values, slope, aux)
+        total, blocks = jnp.mean(values), need(q.family, Blocks)
+        for block, part in blocks.families.items():
+            signal = jax.lax.stop_gradient(chosen.signal(block, integrand, known))
+            # Independent blocks: where one lies depends on no other.
+            log_q = log_probs(part, blocks.lam(block, q.lam, {}), samples.z[block])
+            total = total + jnp.mean(signal * zero_valued(log_q))
+        return total, no_aux(aux)
 
     requires = Requirements(
-        paper="Ranganath et al. 2014",
-        linear_objective=True,
+        needs=(IndependentBlocks, Density),
+        linear=True,
         evaluations=chosen.evaluations,
-        independent_blocks=True,
+        paper="Ranganath et al. 2014",
         advice="Write score().",
     )
-    return rule(name, requires, surrogate)
+    return rule(f"score_per_block({chosen.name})", requires, surrogate)
 
 
 def by_substitution() -> Credit:
@@ -89,7 +101,7 @@ def by_substitution() -> Credit:
 
     def signal(block: str, integrand: Integrand, known: Known) -> Array:
         z = {**known.samples.z, block: known.others[block]}
-        log_q = jax.vmap(known.family.log_prob, in_axes=(None, 0))(known.lam, z)
+        log_q = log_probs(known.q.family, known.q.lam, z)
         return known.values - evaluate(integrand, Sample(z, log_q, known.samples.key))[0]
 
     return Credit("by_substitution()", signal, "(1+B)K")
@@ -112,35 +124,46 @@ def by_terms(depends: Mapping[str, tuple[str, ...]]) -> Credit:
 
     With the rule used bare, the integrand returns (value, terms), value = sum of terms - log_q. A
     term left out for a block on which it depends biases that block's gradient, and nothing here can
-    tell.
+    tell. Where the integrand does not use log_q, as inside `closed_form_entropy` and
+    `closed_form_kl`, what its value has beyond the terms is credited to every block. Inside
+    `closed_form_kl` that is the log prior of all blocks: `by_substitution` has less variance there.
 
     Args:
       depends: block -> the names of all terms that depend on it.
     """
+    named = sorted({name for names in depends.values() for name in names})
 
     def signal(block: str, integrand: Integrand, known: Known) -> Array:
-        _check_terms(depends, known.family, known.terms)
-        log_prob = cast(Mapping[str, Family], known.family.blocks)[block].log_prob
-        own = jax.vmap(log_prob, in_axes=(None, 0))(known.lam[block], known.samples.z[block])
-        credit = sum((known.terms[name] for name in depends[block]), -own)
+        blocks = _check_terms(depends, named, known)
+        lam = blocks.lam(block, known.q.lam, {})
+        own = log_probs(blocks.families[block], lam, known.samples.z[block])
+        # In log q's place may stand the prior's log-density of all blocks, in one number.
+        beyond = known.values - sum(known.terms[name] for name in named)
+        left = jnp.where(known.slope == 0.0, beyond, known.slope * own)
+        credit = sum((known.terms[name] for name in depends[block]), left)
         count = credit.shape[0]
         return credit if count == 1 else (credit - jnp.mean(credit)) * (count / (count - 1))
 
     return Credit("by_terms()", signal, "K")
 
 
-def _check_terms(depends: Mapping[str, tuple[str, ...]], family: Family, terms: PyTree) -> None:
-    blocks = sorted(family.blocks or ())
-    if sorted(depends) != blocks:
+def _check_terms(
+    depends: Mapping[str, tuple[str, ...]], named: Sequence[str], known: Known
+) -> Blocks:
+    """The blocks, if they are those of `depends` and all terms named there exist."""
+    family = known.q.family
+    blocks = need(family, Blocks)
+    if sorted(depends) != sorted(blocks.families):
         raise ValueError(
             f"by_terms: depends has entries {sorted(depends)}, but {family.name} has blocks "
-            f"{blocks}."
+            f"{sorted(blocks.families)}."
         )
-    known = set(terms) if isinstance(terms, Mapping) else set()
-    missing = {name for names in depends.values() for name in names} - known
+    found = set(known.terms) if isinstance(known.terms, Mapping) else set()
+    missing = sorted(set(named) - found)
     if missing:
         raise ValueError(
-            f"by_terms: terms {sorted(missing)} are not among those of the log-joint, "
-            f"{sorted(known)}. Return a dict "
+            f"by_terms: terms {missing} are not among those of the log-joint, "
+            f"{sorted(found)}. Return a dict "
             "{name: term} from it (see by_terms), or write score_per_block(by_substitution())."
         )
+    return blocks

@@ -3,14 +3,24 @@
 import jax
 import jax.numpy as jnp
 
-from vijax.rules.base import check_requirements, evaluate_at, rule
-from vijax.rules.without_replacement import (
-    check_distinct,
-    draw_distinct,
-    weighed_support,
-    weighted_aux,
+from vijax.families import Density, FiniteSupport
+from vijax.rules.base import evaluate, keys, rule, zero_valued
+from vijax.rules.enumerated import weighed_support, weighted_aux
+from vijax.rules.without_replacement import check_distinct, draw_distinct
+from vijax.types import (
+    Array,
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    Objective,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
 )
-from vijax.types import Array, Aux, Family, Objective, Requirements, Rule
 
 
 def sum_and_sample(num_summed: int, *, stochastic: bool = False, baseline: bool = True) -> Rule:
@@ -43,8 +53,8 @@ def sum_and_sample(num_summed: int, *, stochastic: bool = False, baseline: bool 
     settings = ", stochastic=True" * stochastic + ", baseline=False" * (not baseline)
     name = f"sum_and_sample({num_summed}{settings})"
     requires = Requirements(
-        finite_support=True,
-        linear_objective=True,
+        needs=(FiniteSupport, Density),
+        linear=True,
         min_samples=2 if baseline else 1,
         evaluations=f"{num_summed} + K",
         paper="Kool et al. 2020" if stochastic else "Liu et al. 2019",
@@ -52,39 +62,30 @@ def sum_and_sample(num_summed: int, *, stochastic: bool = False, baseline: bool 
     )
 
     def check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
-        check_requirements(name, requires, family, objective, num_samples, prior)
         check_distinct(name, family, num_summed)
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        noise_key, inner_key = jax.random.split(key)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        num_samples = setting.num_samples
+        noise_key, inner_keys = keys(key, num_summed + num_samples)
         set_key, rest_key = jax.random.split(noise_key)
-        support, log_q = weighed_support(family, lam)
-        log_probs = jax.lax.stop_gradient(log_q)
-        summed = (
-            draw_distinct(set_key, log_probs, num_summed)[1]
-            if stochastic
-            else jax.lax.top_k(log_probs, num_summed)[1]
-        )
-        rest = log_probs.at[summed].set(-jnp.inf)
+        support, log_q = weighed_support(q)
+        fixed = jax.lax.stop_gradient(log_q)
+        if stochastic:
+            _, summed = draw_distinct(set_key, fixed, num_summed)
+        else:
+            _, summed = jax.lax.top_k(fixed, num_summed)
+        rest = fixed.at[summed].set(-jnp.inf)
         # Exactly 0 if nothing is left: then the draws below count for nothing
         rest_prob = jnp.exp(jax.nn.logsumexp(rest))
-        chosen = jnp.concatenate(
-            [summed, jax.random.categorical(rest_key, rest, shape=(num_samples,))]
-        )
-        values, aux = evaluate_at(
-            integrand, family, lam, jax.tree.map(lambda leaf: leaf[chosen], support), inner_key
-        )
-        weights = jnp.concatenate(
-            [jnp.exp(log_probs[summed]), jnp.full(num_samples, rest_prob / num_samples)]
-        )
-        stopped = jax.lax.stop_gradient(values)
-        signal = weights * (
-            stopped - (estimates(stopped, weights, num_summed) if baseline else 0.0)
-        )
-        chosen_log_q = log_q[chosen]
-        total = jnp.vdot(weights, values) + jnp.vdot(
-            signal, chosen_log_q - jax.lax.stop_gradient(chosen_log_q)
-        )
+        drawn = jax.random.categorical(rest_key, rest, shape=(num_samples,))
+        chosen = jnp.concatenate([summed, drawn])
+        each = jnp.full(num_samples, rest_prob / num_samples)
+        weights = jnp.concatenate([jnp.exp(fixed[summed]), each])
+        z = jax.tree.map(lambda leaf: leaf[chosen], support)
+        values, aux = evaluate(integrand, Sample(z, fixed[chosen], inner_keys))
+        seen = jax.lax.stop_gradient(values)
+        signal = weights * (seen - (estimates(seen, weights, num_summed) if baseline else 0.0))
+        total = jnp.vdot(weights, values) + jnp.vdot(signal, zero_valued(log_q[chosen]))
         return total, Aux((), weighted_aux(weights, aux))
 
     return rule(name, requires, surrogate, check=check)

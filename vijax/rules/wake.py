@@ -3,14 +3,28 @@ weighted samples of q.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vijax.families import Density, log_probs
 from vijax.objectives import thermodynamic
-from vijax.rules.base import check_requirements, draw, evaluate, no_aux, rule
-from vijax.types import Array, Objective, Requirements, Rule
+from vijax.rules.base import draw, evaluate, no_aux, rule, stopped, zero_valued
+from vijax.types import (
+    Array,
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    Objective,
+    Q,
+    Requirements,
+    Rule,
+    Scalar,
+    Setting,
+)
 
 
 def wake() -> Rule:
@@ -28,19 +42,21 @@ def wake() -> Rule:
     State:        none.
     Cost:         K evaluations of the integrand per datum, no derivative in z.
     """
-    advice = "Write objective=objectives.iwae with num_samples >= 2, or vijax.sleep(...) for phi."
     requires = Requirements(
-        paper="Bornschein and Bengio 2015; Le et al. 2019",
-        nonlinear_objective=True,
+        needs=(Density,),
+        linear=False,
         min_samples=2,
         unbiased=False,
-        advice=advice,
+        paper="Bornschein and Bengio 2015; Le et al. 2019",
+        advice=(
+            "Write objective=objectives.iwae with num_samples >= 2, or vijax.sleep(...) for phi."
+        ),
     )
-    return _self_normalized(
-        "wake()",
-        requires,
-        lambda objective, log_w: jax.grad(objective)(log_w) - 1.0 / log_w.shape[0],
-    )
+
+    def multipliers(objective: Objective, log_w: Array) -> Array:
+        return jax.grad(objective.value)(log_w) - 1.0 / log_w.shape[0]
+
+    return _self_normalized("wake()", requires, multipliers)
 
 
 def covariance(betas: Sequence[float]) -> Rule:
@@ -65,7 +81,7 @@ def covariance(betas: Sequence[float]) -> Rule:
     grid = np.asarray(betas, float)
     advice = f"Write objective=objectives.thermodynamic({tuple(betas)})."
     requires = Requirements(
-        paper="Masrani et al. 2019", min_samples=2, unbiased=False, advice=advice
+        needs=(Density,), min_samples=2, unbiased=False, paper="Masrani et al. 2019", advice=advice
     )
 
     def multipliers(objective: Objective, log_w: Array) -> Array:
@@ -83,9 +99,8 @@ def covariance(betas: Sequence[float]) -> Rule:
 
         return jnp.sum(jax.vmap(term)(left, widths), axis=0)
 
-    def check(family, objective, num_samples, prior):
-        check_requirements(name, requires, family, objective, num_samples, prior)
-        if objective is not ours:
+    def check(family: Family, objective: Objective, num_samples: Any, prior: Family | None) -> None:
+        if objective != ours:
             raise ValueError(
                 f"{name} is the gradient of no other objective than the thermodynamic one, same "
                 f"betas. {advice}"
@@ -100,19 +115,18 @@ def _self_normalized(
     requires: Requirements,
     multipliers: Callable[[Objective, Array], Array],
     *,
-    check: Callable[..., None] | None = None,
+    check: Callable[[Family, Objective, Any, Family | None], None] | None = None,
 ) -> Rule:
     """Phi by sum_k multipliers_k dlog q(z_k)/dlam; theta by R_k: q's parameters are stopped inside
     the log-weights.
     """
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        drawn = draw(key, family, jax.lax.stop_gradient(lam), num_samples)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        drawn = draw(key, stopped(q), setting.num_samples)
         log_w, aux = evaluate(integrand, drawn)
-        log_q = jax.vmap(family.log_prob, in_axes=(None, 0))(lam, drawn.z)
-        signal = jax.lax.stop_gradient(multipliers(objective, jax.lax.stop_gradient(log_w)))
-        return objective(log_w) + jnp.vdot(signal, log_q - jax.lax.stop_gradient(log_q)), no_aux(
-            aux
-        )
+        seen = jax.lax.stop_gradient(log_w)
+        signal = jax.lax.stop_gradient(multipliers(setting.objective, seen))
+        by_score = jnp.vdot(signal, zero_valued(log_probs(q.family, q.lam, drawn.z)))
+        return setting.objective.value(log_w) + by_score, no_aux(aux)
 
     return rule(name, requires, surrogate, check=check)

@@ -12,8 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.rules.base import check_requirements, evaluate_at, rule
-from vijax.types import Array, Aux, Family, Objective, PyTree, Requirements, Rule
+from vijax.families import Density, FiniteSupport, need
+from vijax.rules.base import evaluate, keys, rule, zero_valued
+from vijax.rules.enumerated import weighed_support, weighted_aux
+from vijax.types import (
+    Array,
+    Aux,
+    Family,
+    Integrand,
+    Key,
+    Objective,
+    Q,
+    Requirements,
+    Rule,
+    Sample,
+    Scalar,
+    Setting,
+)
 
 MAX_UNORDERED = 12
 
@@ -22,9 +37,9 @@ class Drawn(NamedTuple):
     """What K draws without replacement leave to be weighted.
 
     Attributes:
-      log_probs: [K] of the values drawn, in the order of drawing
-      log_rest: [] log probability of all values not drawn
-      threshold: [] the largest perturbed log probability among those not drawn
+      log_probs: [K] of the values drawn, in the order of drawing.
+      log_rest: [] log probability of all values not drawn.
+      threshold: [] the largest perturbed log probability among those not drawn.
     """
 
     log_probs: Array
@@ -134,8 +149,8 @@ def _without_replacement(
     paper: str,
 ) -> Rule:
     requires = Requirements(
-        finite_support=True,
-        linear_objective=True,
+        needs=(FiniteSupport, Density),
+        linear=True,
         min_samples=min_samples,
         unbiased=unbiased,
         paper=paper,
@@ -143,7 +158,6 @@ def _without_replacement(
     )
 
     def check(family: Family, objective: Objective, num_samples: int, prior: Family | None) -> None:
-        check_requirements(name, requires, family, objective, num_samples, prior)
         check_distinct(name, family, num_samples)
         if max_samples is not None and num_samples > max_samples:
             raise ValueError(
@@ -153,20 +167,17 @@ def _without_replacement(
                 f"whose cost is linear in K."
             )
 
-    def surrogate(key, family, lam, integrand, *, objective, num_samples, control, state, x, prior):
-        noise_key, inner_key = jax.random.split(key)
-        support, log_q = weighed_support(family, lam)
-        drawn, chosen = draw_distinct(noise_key, jax.lax.stop_gradient(log_q), num_samples)
+    def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
+        noise_key, inner_keys = keys(key, setting.num_samples)
+        support, log_q = weighed_support(q)
+        fixed = jax.lax.stop_gradient(log_q)
+        drawn, chosen = draw_distinct(noise_key, fixed, setting.num_samples)
         weights = jax.tree.map(jax.lax.stop_gradient, weigh(drawn))
-        values, aux = evaluate_at(
-            integrand, family, lam, jax.tree.map(lambda leaf: leaf[chosen], support), inner_key
-        )
-        stopped = jax.lax.stop_gradient(values)
-        signal = weights.score * (stopped - weights.baseline @ stopped)
-        chosen_log_q = log_q[chosen]
-        total = jnp.vdot(weights.value, values) + jnp.vdot(
-            signal, chosen_log_q - jax.lax.stop_gradient(chosen_log_q)
-        )
+        z = jax.tree.map(lambda leaf: leaf[chosen], support)
+        values, aux = evaluate(integrand, Sample(z, fixed[chosen], inner_keys))
+        seen = jax.lax.stop_gradient(values)
+        signal = weights.score * (seen - weights.baseline @ seen)
+        total = jnp.vdot(weights.value, values) + jnp.vdot(signal, zero_valued(log_q[chosen]))
         return total, Aux((), weighted_aux(weights.value, aux))
 
     return rule(name, requires, surrogate, check=check)
@@ -174,30 +185,15 @@ def _without_replacement(
 
 def check_distinct(name: str, family: Family, num_distinct: int) -> None:
     """Refuse to draw more different values than there are."""
-    if family.support_size is not None and num_distinct > family.support_size:
+    size = need(family, FiniteSupport).size
+    if num_distinct > size:
         raise ValueError(
             f"{name} on {family.name}: {num_distinct} different values are wanted, but the "
-            f"support has {family.support_size}. "
-            "Write enumerated(), which is exact and costs as much."
+            f"support has {size}. Write enumerated(), which is exact and costs as much."
         )
 
 
-def weighed_support(family: Family, lam: PyTree) -> tuple[PyTree, Array]:
-    """Every value of z, leaves [S, ...], and log q of each [S], live in lam."""
-    support = family.support() if family.support is not None else None
-    return support, jax.vmap(family.log_prob, in_axes=(None, 0))(lam, support)
-
-
-def weighted_aux(weights: Array, aux: PyTree) -> PyTree:
-    """The integrand's aux, leaves [K, ...], summed with these weights [K]; no derivative flows
-    through it.
-    """
-    return jax.tree.map(
-        lambda leaf: jax.lax.stop_gradient(jnp.tensordot(weights, leaf, axes=1)), aux
-    )
-
-
-def draw_distinct(key: jax.Array, log_probs: Array, num_distinct: int) -> tuple[Drawn, Array]:
+def draw_distinct(key: Key, log_probs: Array, num_distinct: int) -> tuple[Drawn, Array]:
     """Draw different indices one after the other, each from what is left: (what they are like,
     indices [K]).
 

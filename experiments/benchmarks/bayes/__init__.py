@@ -1,0 +1,1 @@
+"""The script `python -m experiments.benchmarks.bayes` and its part."""

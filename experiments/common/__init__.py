@@ -1,0 +1,1 @@
+"""What the scripts share: the harness, data sets, figures, scores of images."""

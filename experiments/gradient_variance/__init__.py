@@ -1,0 +1,1 @@
+"""The script `python -m experiments.gradient_variance` and its parts."""

@@ -1,0 +1,1 @@
+"""The script `python -m experiments.vae` and its parts."""

@@ -1,0 +1,71 @@
+"""The figures of a run of `experiments.vae` in words and numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vijax.diagnostics import Evidence
+
+
+def summarize(train: Evidence, test: Evidence) -> dict[str, Any]:
+    """Means in nats per image, each with the standard error over images; the evidence also with
+    that of its samples.
+    """
+    named = {
+        "train_elbo": train.elbo,
+        "test_elbo": test.elbo,
+        "test_log_evidence": test.log_evidence,
+        "gap": test.log_evidence - test.elbo,
+    }
+    means = {name: float(np.mean(values)) for name, values in named.items()}
+    errors = {
+        f"{name}_images_se": float(np.std(values, ddof=1) / len(values) ** 0.5)
+        for name, values in named.items()
+    }
+    error = np.asarray(test.standard_error)
+    sampling = {
+        "test_log_evidence_sampling_se": float(np.sqrt(np.sum(error**2)) / len(error)),
+        "share_uncertain": float(np.mean(error > 0.5)),
+        "train_scored": len(train.elbo),
+        "test_scored": len(test.elbo),
+    }
+    return means | errors | sampling
+
+
+def report(metrics: Mapping[str, Any]) -> str:
+    """Nats per image; every figure beside what its error means."""
+    m = metrics
+    head = (
+        f"VAE, {m['num_train']} training images, K = {m['num_samples']} per step, "
+        f"{m['epochs_run']:.0f} epochs"
+    )
+    own = (
+        f"K = {m['evidence_samples']} importance samples, their error +- "
+        f"{m['test_log_evidence_sampling_se']:.3f}"
+    )
+    rows = (
+        ("train ELBO", "train_elbo", f"{m['train_scored']} images"),
+        ("test ELBO", "test_elbo", f"{m['test_scored']} images"),
+        ("test log-evidence", "test_log_evidence", own),
+        ("gap", "gap", "log-evidence minus ELBO, about KL(q || posterior)"),
+    )
+    lines = [head + (", interrupted" if m["interrupted"] else ""), f"{'':20}nats per image"]
+    for label, name, note in rows:
+        lines.append(f"  {label:18}{m[name]:10.3f} +- {m[name + '_images_se']:.3f}   {note}")
+    lines += [
+        "  +-: standard error of the mean over images, for another sample of as many. The "
+        "importance samples' error is",
+        "  for these images and this model; their log mean weight is a lower bound in expectation.",
+    ]
+    if m["share_uncertain"] > 0.05:
+        lines.append(
+            f"  Careful: {m['share_uncertain']:.1%} of the images have a sampling error above 0.5 "
+            "nats: too low."
+        )
+    lines.append(
+        f"  {m['compile_seconds']:.2f} s to compile ({m['compilations']} programs), "
+        f"{m['seconds_per_epoch']:.4f} s per epoch, {m['training_seconds']:.1f} s to train with "
+        "the learning curve"
+    )
+    return "\n".join(lines)

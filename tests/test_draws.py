@@ -1,0 +1,250 @@
+"""`draws` and what stands on it: global, local and both latents; refined guides are scored as they
+are trained; every view of phi is one estimate.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from checks import assert_close
+
+import vijax as vj
+from vijax import families, guides, models, rules
+
+N, D = 6, 2
+NORMAL = models.conjugate_normal(D, noise_scale=0.8)
+X = np.random.default_rng(0).normal(size=(N, D)) + 1.0
+WHOLE = vj.Batch(jnp.asarray(X, jnp.float32), jnp.arange(N))
+KEY = jax.random.key(3)
+
+
+def encoder():
+    """A linear encoder that is off."""
+    weights = 0.3 * jax.random.normal(jax.random.key(1), (2 * D, D))
+    return (lambda key: weights), (lambda phi, x: phi @ x)
+
+
+GUIDES = {
+    "table": guides.per_datapoint(families.diag_normal(D), N),
+    "encoder": guides.amortized(families.diag_normal(D), encoder()),
+    "refined": guides.semi_amortized(
+        guides.amortized(families.diag_normal(D), encoder()), 3, 0.1, num_samples=4
+    ),
+}
+
+
+def params_of(guide, model=NORMAL):
+    return vj.Params(model.init(KEY), guide.init(KEY), ())
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_local_draws_have_their_log_weights(name):
+    guide = GUIDES[name]
+    seen = vj.draws(KEY, NORMAL, guide, params_of(guide), WHOLE, num_samples=5)
+    assert seen.w is None and seen.z.shape == (5, N, D) and seen.log_w.shape == (5, N)
+    # A datum's draws do not depend on which others are in the batch, nor on the chunks.
+    rows = jnp.array([4, 1])
+    some = vj.draws(
+        KEY, NORMAL, guide, params_of(guide), vj.Batch(WHOLE.x[rows], rows), num_samples=5
+    )
+    np.testing.assert_allclose(some.log_w, seen.log_w[:, rows], rtol=1e-5, atol=1e-5)
+    chunked = vj.draws(KEY, NORMAL, guide, params_of(guide), WHOLE, num_samples=5, chunk_size=2)
+    np.testing.assert_allclose(chunked.z, seen.z, rtol=1e-5, atol=1e-5)
+    if name != "refined":
+        lam = guides.locate(guide, params_of(guide).phi, WHOLE).lam["z"]
+        theta = params_of(guide).theta
+        log_p = jax.vmap(jax.vmap(lambda z, x: NORMAL.log_local(theta, None, z, x), (0, None)))
+        log_q = jax.vmap(lambda lam, z: families.log_probs(guide.families["z"], lam, z))
+        z = jnp.swapaxes(seen.z, 0, 1)
+        expected = log_p(z, WHOLE.x) - log_q(lam, z)
+        np.testing.assert_allclose(seen.log_w.T, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_evidence_of_a_global_latent_and_of_both():
+    """Importance sampling against the exact log-evidence, in standard errors."""
+    hierarchical = models.hierarchical_normal(1, prior_scale=1.3, noise_scale=0.8)
+    x = jnp.asarray(X[:3, :1], jnp.float32)
+    batch = vj.Batch(x, jnp.arange(3))
+    theta = {"log_scale": jnp.array([0.2])}
+    exact = hierarchical.posterior(theta, x)
+    both = guides.hierarchical(
+        w=guides.shared(families.diag_normal(1)), z=guides.per_datapoint(families.diag_normal(1), 3)
+    )
+    seen = vj.diagnostics.log_evidence(
+        KEY, hierarchical, both, vj.Params(theta, exact, ()), batch, num_samples=4000
+    )
+    assert seen.log_evidence.shape == ()
+    away = abs(float(seen.log_evidence - hierarchical.log_evidence(theta, x)))
+    assert away < 5.0 * float(seen.standard_error) < 1.0
+    drawn = vj.draws(
+        KEY, hierarchical, both, vj.Params(theta, exact, ()), batch, num_samples=7, chunk_size=3
+    )
+    assert drawn.w.shape == (7, 1) and drawn.z.shape == (7, 3, 1) and drawn.log_w.shape == (7,)
+    model = models.linear_regression(2, noise_scale=0.5, prior_scale=1.2)
+    data = {"features": WHOLE.x, "label": WHOLE.x[:, 0]}
+    guide = guides.shared(families.full_normal(2))
+    phi = {"w": model.posterior((), data)}
+    tight = vj.diagnostics.log_evidence(
+        KEY, model, guide, vj.Params((), phi, ()), vj.Batch(data, jnp.arange(N)), num_samples=10
+    )
+    # q is the posterior: every log-weight is the evidence.
+    np.testing.assert_allclose(tight.log_evidence, model.log_evidence((), data), atol=1e-3)
+    np.testing.assert_allclose(tight.elbo, tight.log_evidence, atol=1e-3)
+
+
+def test_rows_beyond_the_table_are_refused():
+    guide = GUIDES["table"]
+    for rows in ([0, N], [-1, 0]):
+        with pytest.raises(ValueError, match="the guide's table has 6 rows"):
+            vj.draws(
+                KEY,
+                NORMAL,
+                guide,
+                params_of(guide),
+                vj.Batch(WHOLE.x[:2], jnp.array(rows)),
+                num_samples=2,
+            )
+
+
+def test_a_refined_guide_is_scored_refined():
+    """The bound while training is the one that diagnostics report; of the encoder alone it is
+    another.
+    """
+    plain, refined = GUIDES["encoder"], GUIDES["refined"]
+    bounds = {}
+    for name, guide in (("plain", plain), ("refined", refined)):
+        estimator = vj.estimator(NORMAL, guide, rules=rules.pathwise(), num_samples=4, num_data=N)
+        params = params_of(guide)._replace(control={"z": ()})
+        losses = jax.jit(
+            jax.vmap(lambda k, e=estimator, p=params: e.estimate(k, p, {"z": ()}, WHOLE)[0].loss)
+        )(jax.random.split(KEY, 500))
+        # The refinement has noise of its own: another key is another refined q.
+        scored = np.asarray(
+            [
+                vj.diagnostics.log_evidence(
+                    k, NORMAL, guide, params, WHOLE, num_samples=50
+                ).elbo.sum()
+                for k in jax.random.split(jax.random.key(8), 60)
+            ]
+        )
+        trained = -np.asarray(losses)
+        error = np.hypot(trained.std() / 500**0.5, scored.std(ddof=1) / 60**0.5)
+        bounds[name] = trained.mean()
+        assert abs(trained.mean() - scored.mean()) < 5.0 * error, name
+    assert bounds["refined"] > bounds["plain"] + 3.0
+
+
+def test_refinement_reaches_the_best_of_the_family_and_starts_at_the_encoder():
+    """Many steps end at the posterior; none is the guide itself."""
+    plain = GUIDES["encoder"]
+    none = guides.semi_amortized(plain, 0, 0.1)
+    many = guides.semi_amortized(plain, 300, 0.1, rule=rules.doubly_reparameterized())
+    params = params_of(plain)
+    exact = jax.vmap(NORMAL.log_evidence, (None, 0))(params.theta, WHOLE.x)
+    bounds = {
+        name: vj.diagnostics.log_evidence(KEY, NORMAL, guide, params, WHOLE, num_samples=200).elbo
+        for name, guide in {"plain": plain, "none": none, "many": many}.items()
+    }
+    np.testing.assert_array_equal(bounds["plain"], bounds["none"])
+    np.testing.assert_allclose(bounds["many"], exact, atol=1e-3)
+    assert np.all(bounds["plain"] < exact - 0.1)
+
+
+def test_the_gradient_through_the_steps_is_that_of_finite_differences(x64):
+    guide = guides.semi_amortized(
+        guides.amortized(families.diag_normal(D), encoder()), 2, 0.05, rule=rules.pathwise()
+    )
+    stopped = guides.semi_amortized(
+        guides.amortized(families.diag_normal(D), encoder()), 2, 0.05, through=False
+    )
+    batch = vj.Batch(jnp.asarray(X), jnp.arange(N))
+    grads = {}
+    for name, one in (("through", guide), ("stopped", stopped)):
+        estimator = vj.estimator(NORMAL, one, rules=rules.pathwise(), num_data=N)
+        params = params_of(one)._replace(control={"z": ()})
+        seen, _ = estimator.estimate(KEY, params, {"z": ()}, batch)
+        grads[name] = seen.grads.phi["z"]
+    direction = jax.random.normal(jax.random.key(9), grads["through"].shape)
+
+    def loss(size):
+        moved = params._replace(phi={"z": params.phi["z"] + size * direction})
+        estimator = vj.estimator(NORMAL, guide, rules=rules.pathwise(), num_data=N)
+        return estimator.estimate(KEY, moved, {"z": ()}, batch)[0].loss
+
+    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    np.testing.assert_allclose(jnp.vdot(grads["through"], direction), slope, rtol=1e-6)
+    assert abs(jnp.vdot(grads["stopped"], direction) / slope - 1.0) > 1e-3
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_view_of_phi_is_one_estimate(name, x64):
+    """Dense, row-wise and in lam: equal losses; gradients linked by the chain rule."""
+    guide = GUIDES[name]
+    estimator = vj.estimator(NORMAL, guide, rules=rules.pathwise(), num_samples=2, num_data=N)
+    params = params_of(guide)._replace(control={"z": ()})
+    rows = jnp.array([5, 2, 3])
+    batch, state = vj.Batch(jnp.asarray(X)[rows], rows), {"z": ()}
+    dense, _ = estimator.estimate(KEY, params, state, batch)
+    located = vj.in_lam(estimator, params, batch)
+    inside, _ = estimator.estimate(KEY, located, state, batch)
+    assert_close(inside.loss, dense.loss, tolerance=1e-12)
+    _, pull = jax.vjp(lambda phi: guides.locate(guide, phi, batch).lam, params.phi)
+    assert_close(pull(inside.grads.phi.lam)[0], dense.grads.phi, tolerance=1e-10)
+    if name == "table":
+        own = jax.tree.map(lambda leaf: leaf[rows], params.phi)
+        by_row, _ = estimator.estimate(KEY, params._replace(phi=vj.rows.Rows(own)), state, batch)
+        assert_close(by_row.loss, dense.loss, tolerance=1e-12)
+        scattered = jax.tree.map(
+            lambda whole, g: jnp.zeros_like(whole).at[rows].add(g), params.phi, by_row.grads.phi.phi
+        )
+        assert_close(scattered, dense.grads.phi, tolerance=1e-12)
+
+
+def test_replacing_the_estimate_replaces_every_view():
+    """An estimate returning 0: the lab sees no variance, fit does not move, nor do the rows."""
+    guide = GUIDES["table"]
+    right = vj.estimator(NORMAL, guide, rules=rules.pathwise(), num_data=N)
+
+    def zero(key, params, state, batch):
+        seen, state = right.estimate(key, params, state, batch)
+        return seen._replace(grads=jax.tree.map(jnp.zeros_like, seen.grads)), state
+
+    estimator = right._replace(estimate=zero)
+    params = estimator.init_params(KEY)
+    moved = vj.fit(KEY, vj.descent(estimator, optax.adam(0.1)), params, X, num_steps=5).params
+    jax.tree.map(np.testing.assert_array_equal, params, moved)
+    for place in (params, vj.in_lam(estimator, params, WHOLE)):
+        report = vj.lab.gradient_report(KEY, estimator, place, {"z": ()}, WHOLE, num_draws=10)
+        assert float(jnp.max(report.blocks.variance)) == 0.0
+
+
+def test_shared_parts_of_lam_are_no_rows():
+    """A table of means with one scale for all data: its gradient is the sum over data."""
+    guide = guides.with_shared(GUIDES["table"], "log_scale")
+    phi = guide.init(KEY)
+    assert phi["z"]["loc"].shape == (N, D) and phi["z"]["log_scale"].shape == (D,)
+    assert guide.is_table(phi) == {"z": {"loc": True, "log_scale": False}}
+    estimator = vj.estimator(NORMAL, guide, rules=rules.pathwise(), num_data=N)
+    params = estimator.init_params(KEY)
+    ours, _ = estimator.estimate(KEY, params, {"z": ()}, WHOLE)
+    table = GUIDES["table"]
+    spread = params._replace(
+        phi={"z": params.phi["z"] | {"log_scale": jnp.tile(params.phi["z"]["log_scale"], (N, 1))}}
+    )
+    every, _ = vj.estimator(NORMAL, table, rules=rules.pathwise(), num_data=N).estimate(
+        KEY, spread, {"z": ()}, WHOLE
+    )
+    assert_close(
+        ours.grads.phi["z"]["log_scale"],
+        every.grads.phi["z"]["log_scale"].sum(axis=0),
+        tolerance=1e-5,
+    )
+    result = vj.fit(
+        KEY, vj.descent(estimator, optax.adam(0.1)), params, X, num_steps=5, batch_size=3
+    )
+    assert result.params.phi["z"]["log_scale"].shape == (D,)
+    with pytest.raises(ValueError, match="name some, not all"):
+        guides.with_shared(GUIDES["table"], "loc", "log_scale")
+    with pytest.raises(ValueError, match="give a guide made by per_datapoint"):
+        guides.with_shared(GUIDES["encoder"], "loc")

@@ -1,0 +1,24 @@
+"""Algorithms: how the state of an inference moves. `vijax.fit` runs any of them."""
+
+from vijax.algorithms.averaging import Averaging, averaged, exponential, since
+from vijax.algorithms.batch_and_match import batch_and_match, match
+from vijax.algorithms.descent import DescentState, descent
+from vijax.algorithms.natural_gradient import natural_gradient
+from vijax.algorithms.rowwise import RowOptimizer
+from vijax.algorithms.svgd import particles, stein_direction, svgd
+
+__all__ = [
+    "Averaging",
+    "DescentState",
+    "RowOptimizer",
+    "averaged",
+    "batch_and_match",
+    "descent",
+    "exponential",
+    "match",
+    "natural_gradient",
+    "particles",
+    "since",
+    "stein_direction",
+    "svgd",
+]

@@ -1,0 +1,202 @@
+"""Stochastic gradient descent: an estimator's gradient followed by any optax optimiser."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vijax.algorithms.rowwise import RowOptimizer, lazy
+from vijax.finite import all_finite
+from vijax.inference import Algorithm, Estimate, Estimator, Info
+from vijax.rows import Packed, Rows, join, pack, scale, split, stored, unpack
+from vijax.types import Array, Batch, Key, Params, PyTree
+
+
+class DescentState(NamedTuple):
+    """Everything that moves.
+
+    Attributes:
+      params: without the tables (None).
+      opt_state: of those.
+      packed: the tables and their rows' optimiser state; () without any. Rows may lag behind.
+      estimator: the estimator's own state: running means.
+      clock: [] int32, updates that every row should have had.
+    """
+
+    params: Params
+    opt_state: PyTree
+    packed: Any
+    estimator: PyTree
+    clock: Array
+
+
+@functools.lru_cache(maxsize=64)  # equal arguments: the same object, by which programs are found
+def descent(
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation,
+    *,
+    rows: RowOptimizer | None = None,
+    local_steps: int = 1,
+) -> Algorithm:
+    """An algorithm that minimises an estimator's loss, for `fit`.
+
+    Args:
+      optimizer: any optax transformation of `Params`;
+        `optax.partition({...}, Params("theta", "phi", "control"))` for different ones. Those that
+        ask for the value, the gradient or `value_fn` (line searches) are given them.
+      rows: for tables of phi_i (`guides.per_datapoint`): `rowwise.adam(rate)` for dense Adam's
+        result; default `rowwise.lazy(optimizer)`.
+      local_steps: updates of the batch's phi_i per step; the last one also updates everything else
+        (stochastic VI's inner loop, Hoffman et al. 2013).
+
+    Raises:
+      ValueError: if local_steps is below 1, or above it without a table to take them in.
+    """
+    by_row = lazy(optimizer) if rows is None else rows
+    tables = _has_tables(estimator)
+    if not isinstance(local_steps, int) or local_steps < 1 or (local_steps > 1 and not tables):
+        raise ValueError(
+            f"descent: local_steps={local_steps!r} must be an int of at least 1, and 1 without a "
+            "table of phi_i (guides.per_datapoint), whose rows alone take local steps."
+        )
+    dense = optax.with_extra_args_support(optimizer)
+
+    def init(key: Key, params: Params) -> DescentState:
+        table, rest = split(estimator.is_table(params), params)
+        start = DescentState(
+            params=rest,
+            opt_state=optimizer.init(rest),
+            packed=pack((table, by_row.init(table))) if tables else (),
+            estimator=estimator.init(key, params),
+            clock=jnp.zeros((), jnp.int32),
+        )
+        # Strong types throughout, as the steps return them: a weak one would compile once more.
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), start)
+
+    def params(state: DescentState) -> Params:
+        if isinstance(state.packed, tuple):
+            return state.params
+        table, row_state = unpack(state.packed)
+        table, _ = by_row.catch_up(table, row_state, state.clock)
+        return join(table, state.params)
+
+    def inspect(key: Key, state: DescentState, batch: Batch) -> dict[str, PyTree]:
+        seen, _ = estimator.estimate(key, params(state), state.estimator, batch)
+        return {"loss": seen.loss, "grads": seen.grads}
+
+    return Algorithm(
+        name=f"descent(rows={by_row.name}, local_steps={local_steps})" if tables else "descent()",
+        init=init,
+        step=_rows_step(estimator, dense, by_row, local_steps)
+        if tables
+        else _dense_step(estimator, dense),
+        params=params,
+        num_data=estimator.num_data,
+        guarded=tables,
+        inspect=inspect,
+    )
+
+
+def _dense_step(estimator: Estimator, optimizer: optax.GradientTransformationExtraArgs):
+    """A step without tables. What it leaves is flagged, not guarded: `fit` keeps the state before
+    it, and selecting here would copy every moment at every step.
+    """
+
+    def step(
+        key: Key, state: DescentState, batch: Batch, *, recorded: bool = True
+    ) -> tuple[DescentState, Info]:
+        def estimate(params: Params) -> tuple[Estimate, PyTree]:
+            return estimator.estimate(key, params, state.estimator, batch)
+
+        seen, after = estimate(state.params)
+        params, opt_state = _update(optimizer, state, seen, seen.grads, estimate)
+        new = DescentState(params, opt_state, (), after, state.clock + 1)
+        return new, Info(loss=seen.loss, finite=all_finite(params))
+
+    return step
+
+
+def _rows_step(
+    estimator: Estimator,
+    optimizer: optax.GradientTransformationExtraArgs,
+    by_row: RowOptimizer,
+    local_steps: int,
+):
+    """A step on the rows of a batch and everything that is in no table: O(B), whatever N."""
+
+    def step(
+        key: Key, state: DescentState, batch: Batch, *, recorded: bool = True
+    ) -> tuple[DescentState, Info]:
+        factor = scale(estimator.num_data, batch)
+
+        def look(number: Array | int, packed: Packed, rest: Params) -> tuple[Any, ...]:
+            """The estimate at caught-up rows and how the rows are updated by it."""
+            clock = state.clock + number
+            own, own_state = unpack(packed)
+            own, own_state = by_row.catch_up(own, own_state, clock)
+            params = join(own, rest)
+            is_table = estimator.is_table(params)
+            view = params._replace(phi=Rows(params.phi))
+            noise = key if local_steps == 1 else jax.random.fold_in(key, number)
+            seen, after = estimator.estimate(noise, view, state.estimator, batch)
+            grads = seen.grads._replace(phi=stored(seen.grads.phi))
+            row_grads, grads = split(is_table, grads)
+            row_grads = jax.tree.map(lambda g: g / factor, row_grads)
+            own = by_row.update(row_grads, own_state, own, clock, factor)
+            return seen, after, grads, pack(own)
+
+        before = state.packed.replace(words=state.packed.words[batch.index])
+        rows = before
+        if local_steps > 1:
+            rows = jax.lax.fori_loop(
+                0, local_steps - 1, lambda j, packed: look(j, packed, state.params)[3], rows
+            )
+        last, moved = local_steps - 1, rows
+        seen, after, grads, rows = look(last, moved, state.params)
+
+        def estimate(rest: Params) -> tuple[Estimate, PyTree]:
+            return look(last, moved, rest)[:2]
+
+        params, opt_state = _update(optimizer, state, seen, grads, estimate)
+        kept = (params, opt_state, after, rows.words)
+        finite = all_finite((params, opt_state, after, unpack(rows)))
+        if recorded:
+            finite = finite & jnp.isfinite(seen.loss)
+        former = (state.params, state.opt_state, state.estimator, before.words)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), kept, former)
+        params, opt_state, after, words = kept
+        packed = state.packed.replace(words=state.packed.words.at[batch.index].set(words))
+        clock = state.clock + jnp.where(finite, local_steps, 0)
+        return DescentState(params, opt_state, packed, after, clock), Info(seen.loss, finite)
+
+    return step
+
+
+def _update(
+    optimizer: optax.GradientTransformationExtraArgs,
+    state: DescentState,
+    seen: Estimate,
+    grads: Params,
+    estimate: Callable[[Params], tuple[Estimate, PyTree]],
+) -> tuple[Params, PyTree]:
+    """(parameters, optimiser state) after the optimiser's step. What an optimiser does not look at,
+    the compiler leaves out.
+    """
+    updates, opt_state = optimizer.update(
+        grads,
+        state.opt_state,
+        state.params,
+        value=seen.loss,
+        grad=grads,
+        value_fn=lambda params: estimate(params)[0].loss,
+    )
+    params: Any = optax.apply_updates(state.params, updates)
+    return params, opt_state
+
+
+def _has_tables(estimator: Estimator) -> bool:
+    like = jax.eval_shape(estimator.init_params, jax.random.key(0))
+    return any(jax.tree.leaves(estimator.is_table(like)))

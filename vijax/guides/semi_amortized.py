@@ -1,0 +1,67 @@
+"""Guides whose answer is improved by a few steps of ascent before it is used."""
+
+import jax
+import jax.numpy as jnp
+
+from vijax.inference import Guide
+from vijax.objectives import elbo
+from vijax.rules import pathwise
+from vijax.types import Array, Integrand, Key, PyTree, Q, Rule, Setting
+
+
+def semi_amortized(
+    guide: Guide,
+    steps: int,
+    rate: float,
+    *,
+    through: bool = True,
+    rule: Rule | None = None,
+    num_samples: int = 1,
+) -> Guide:
+    """q(z_i) refined from the guide's own answer by steps of ascent on the datum's ELBO. Kim et al.
+    2018; Marino et al. 2018; the answer may be an encoder's or a row's. phi is the guide's.
+
+    Whatever uses the guide sees the refined q: an estimator, draws, diagnostics, the lab.
+
+    Args:
+      steps: of gradient ascent in lam; 0 is the guide itself.
+      rate: of the steps.
+      through: is the gradient taken through the steps (second derivatives of the log-joint)? If
+        not, phi gets the gradient at the refined lam as if the steps were a constant shift.
+      rule: of the inner gradients; default `rules.pathwise()`.
+      num_samples: K of the inner ELBO.
+
+    Raises:
+      ValueError: if there is no local latent, or the rule would be wrong for its family.
+    """
+    if "z" not in guide.families or steps < 0 or not rate > 0.0:
+        raise ValueError(
+            f"semi_amortized(steps={steps}, rate={rate}): it takes a guide with a local latent z, "
+            "at least 0 steps and a positive rate."
+        )
+    family, inner = guide.families["z"], pathwise() if rule is None else rule
+    inner.check(family, elbo, num_samples, None)
+    kept = jax.eval_shape(lambda: (inner.init(jax.random.key(0)), inner.init_state()))
+    if jax.tree.leaves(kept):
+        raise ValueError(
+            f"semi_amortized: {inner.name} learns or remembers something, which the "
+            "inner steps have no place for. Write pathwise() or score()."
+        )
+
+    def refine(key: Key, lam: PyTree, integrand: Integrand) -> PyTree:
+        start = guide.refine(key, lam, integrand)
+
+        def bound(lam: PyTree, key: Key) -> Array:
+            setting = Setting(elbo, num_samples)
+            return inner.surrogate(key, Q(family, lam), integrand, setting)[0]
+
+        def ascend(lam: PyTree, number: Array) -> tuple[PyTree, None]:
+            slope = jax.grad(bound)(lam, jax.random.fold_in(key, number))
+            return jax.tree.map(lambda leaf, g: leaf + rate * g, lam, slope), None
+
+        refined, _ = jax.lax.scan(ascend, start, jnp.arange(steps))
+        if through:
+            return refined
+        return jax.tree.map(lambda a, b: a + jax.lax.stop_gradient(b - a), start, refined)
+
+    return guide._replace(refine=refine if steps else guide.refine)

@@ -1,0 +1,91 @@
+"""What makes a (rule, family, objective, K) silently wrong, refused with what to write instead."""
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from vijax.families import Blocks
+from vijax.noise import Noise
+from vijax.supports import describe, is_moving
+from vijax.types import Family, Objective, Requirements
+
+
+def check_requirements(
+    name: str, requires: Requirements, family: Family, objective: Objective, num_samples: Any
+) -> None:
+    """Refuse what would be silently wrong: what, why, what to write instead."""
+
+    def refuse(problem: str) -> NoReturn:
+        advice = f" {requires.advice}" if requires.advice else ""
+        raise ValueError(f"{name} on {family.name}: {problem}.{advice}")
+
+    if not isinstance(num_samples, int) or num_samples < 1:
+        refuse(f"num_samples={num_samples!r} must be an int of at least 1")
+    if num_samples < objective.min_samples:
+        refuse(
+            f"num_samples={num_samples}, but the objective {objective.name} is defined for at "
+            f"least {objective.min_samples}"
+        )
+    given = jax.ShapeDtypeStruct((num_samples,), jnp.result_type(float))
+    shape = jax.eval_shape(objective.value, given).shape
+    if shape != ():
+        refuse(
+            f"the objective returns shape {shape} for log_w [{num_samples}]; it must return one "
+            "number"
+        )
+    if is_moving(family.support):
+        refuse(
+            f"its support {describe(family.support)} moves with its parameters, so the derivative "
+            "of an expectation has a boundary term that no rule here carries. Use a family on a "
+            "fixed support and transform inside the log-joint"
+        )
+    for kind in requires.needs:
+        if family.traits.get(kind) is None:
+            refuse(_refusal(kind) + _lacking(kind, family))
+    if requires.any_of and all(family.traits.get(kind) is None for kind in requires.any_of):
+        refuse("; and ".join(_refusal(kind) for kind in requires.any_of))
+    if requires.linear is True and not objective.linear:
+        refuse(
+            f"the objective {objective.name} is not linear in the log-weights, so this rule would "
+            "estimate the gradient of another bound"
+        )
+    if requires.linear is False and objective.linear:
+        refuse(
+            f"the objective {objective.name} is linear in the log-weights, where this rule has "
+            "nothing to estimate"
+        )
+    if num_samples < requires.min_samples:
+        refuse(f"num_samples={num_samples}, but it needs at least {requires.min_samples}")
+
+
+def check_noise(
+    name: str,
+    requires: Requirements,
+    noise: Noise,
+    family: Family,
+    objective: Objective,
+    num_samples: int,
+) -> None:
+    """Refuse noise that the family cannot take, or that depends between samples where the rule's
+    derivation forbids it.
+    """
+    noise.check(family, num_samples)
+    if not (noise.independent or requires.samplewise or objective.linear):
+        raise ValueError(
+            f"{name}: with a non-linear objective its derivation needs independent samples, which "
+            f"{noise.name} does not draw. Write pathwise() for it, noise=iid() or objective=elbo."
+        )
+
+
+def _refusal(kind: type) -> str:
+    return getattr(kind, "refusal", f"it has no trait {kind.__name__}")
+
+
+def _lacking(kind: type, family: Family) -> str:
+    """Which blocks of the family are to blame."""
+    blocks = family.traits.get(Blocks)
+    if blocks is None:
+        return ""
+    names = [name for name, block in blocks.families.items() if block.traits.get(kind) is None]
+    return f" (blocks {', '.join(map(repr, names))})" if names else ""
