@@ -67,11 +67,13 @@ class Drawn(NamedTuple):
       z: leaves [S, ...].
       values: [S, 3] the integrand, transport's log q, and log_prob there.
       slopes: of the values in lam through the sampler, leaves [S, 3, ...].
+      moments: what is seen of z and its products, see `moments`.
     """
 
     z: Any
     values: np.ndarray
     slopes: Any
+    moments: Any
 
 
 @functools.cache
@@ -90,9 +92,13 @@ def _program(name):
             return values, (z, values)
 
         slopes, (z, values) = jax.jacrev(three, has_aux=True)(lam)
-        return Drawn(z, values, slopes)
+        return z, values, slopes
 
-    return jax.jit(jax.vmap(one, (None, 0)))
+    def many(lam, noise):
+        z, values, slopes = jax.vmap(one, (None, 0))(lam, noise)
+        return Drawn(z, values, slopes, moments(name, z))
+
+    return jax.jit(many)
 
 
 def drawn_from(name, noise):

@@ -116,8 +116,8 @@ def test_imports_point_down(path):
 
 def test_the_layer_test_catches():
     up = ast.parse(
-        "from vijax.estimators import estimator\nfrom vijax import optimize\nfrom vijax.rules.score "
-        "import score"
+        "from vijax.estimators import estimator\nfrom vijax import optimize\n"
+        "from vijax.rules.score import score"
     )
     assert (
         len(violations("rules.pathwise", up)) == 2 and len(violations("families.normal", up)) == 3

@@ -17,29 +17,31 @@ from vijax.families.base import (
     z_like,
 )
 from vijax.families.discrete import bernoulli, categorical
+from vijax.families.kinds import (
+    BernoulliSites,
+    CategoricalSites,
+    GammaSites,
+    NormalMoments,
+    Pairs,
+    WeakDerivative,
+)
 from vijax.families.normal import cholesky, diag_normal, from_cholesky, from_covariance, full_normal
 from vijax.families.positive import exponential, gamma, poisson
 from vijax.families.product import chain, product
 from vijax.families.simplex import beta, dirichlet
 from vijax.families.student_t import student_t
 from vijax.families.traits import (
-    BernoulliSites,
     Blocks,
-    CategoricalSites,
     Density,
     Entropy,
     FiniteSupport,
-    GammaSites,
     IndependentBlocks,
     Inverse,
     Kl,
     Moments,
     Natural,
-    NormalMoments,
-    Pairs,
     Reparameterized,
     UniformNoise,
-    WeakDerivative,
     finite_support,
 )
 from vijax.families.transformed import over, transformed

@@ -10,18 +10,8 @@ import numpy as np
 
 from vijax import densities, supports
 from vijax.families.base import check_dim, family, replace_each
-from vijax.families.traits import (
-    BernoulliSites,
-    CategoricalSites,
-    Entropy,
-    Kl,
-    Moments,
-    Natural,
-    Pairs,
-    UniformNoise,
-    WeakDerivative,
-    finite_support,
-)
+from vijax.families.kinds import BernoulliSites, CategoricalSites, Pairs, WeakDerivative
+from vijax.families.traits import Entropy, Kl, Moments, Natural, UniformNoise, finite_support
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 

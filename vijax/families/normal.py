@@ -10,17 +10,15 @@ from jax.scipy.special import ndtri
 
 from vijax import densities, supports
 from vijax.families.base import check_dim, family, least_left, replace_each
+from vijax.families.kinds import NormalMoments, Pairs, WeakDerivative
 from vijax.families.traits import (
     Entropy,
     Inverse,
     Kl,
     Moments,
     Natural,
-    NormalMoments,
-    Pairs,
     Reparameterized,
     UniformNoise,
-    WeakDerivative,
 )
 from vijax.types import Array, Family, Key, PyTree, Scalar
 

@@ -9,17 +9,8 @@ from jax.scipy.special import digamma, gammaln, polygamma
 
 from vijax import densities, supports
 from vijax.families.base import check_dim, family, least_left, replace_each
-from vijax.families.traits import (
-    Entropy,
-    GammaSites,
-    Kl,
-    Moments,
-    Natural,
-    Pairs,
-    Reparameterized,
-    UniformNoise,
-    WeakDerivative,
-)
+from vijax.families.kinds import GammaSites, Pairs, WeakDerivative
+from vijax.families.traits import Entropy, Kl, Moments, Natural, Reparameterized, UniformNoise
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 

@@ -2,29 +2,21 @@
 earlier.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from vijax.families.base import family
 from vijax.families.traits import (
     Blocks,
     Density,
-    Entropy,
-    FiniteSupport,
     IndependentBlocks,
     Inverse,
-    Kl,
-    Moments,
-    Natural,
     Reparameterized,
     UniformNoise,
-    finite_support,
+    total,
 )
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
@@ -52,11 +44,11 @@ def product(**blocks: Family) -> Family:
 
     def transport(lam: PyTree, noise: PyTree) -> tuple[PyTree, Scalar]:
         moved = {name: block.transport(lam[name], noise[name]) for name, block in blocks.items()}
-        log_q = sum_scalars(log_q for _, log_q in moved.values())
+        log_q = total(log_q for _, log_q in moved.values())
         return {name: z for name, (z, _) in moved.items()}, log_q
 
     def log_prob(lam: PyTree, z: PyTree) -> Scalar:
-        return sum_scalars(block.log_prob(lam[name], z[name]) for name, block in blocks.items())
+        return total(block.log_prob(lam[name], z[name]) for name, block in blocks.items())
 
     return family(
         _name("product", blocks),
@@ -68,9 +60,7 @@ def product(**blocks: Family) -> Family:
         traits=[
             Blocks(FrozenDict(blocks), lambda name, lam, before: lam[name], ordered=False),
             IndependentBlocks(),
-            *_joint(blocks),
-            *_uniform(blocks),
-            None if every(Reparameterized, blocks) is None else Reparameterized(),
+            *joint((kind for kind, _ in next(iter(blocks.values())).traits.items), blocks),
         ],
     )
 
@@ -133,8 +123,8 @@ def chain(
         traits=[
             Blocks(FrozenDict(blocks), block_lam, ordered=True),
             Inverse(inverse) if inverses else None,
-            *_uniform(blocks),  # the blocks' noises are independent, whatever links their lam
-            None if every(Reparameterized, blocks) is None else Reparameterized(),
+            # The blocks' noises are independent, whatever links their lam.
+            *joint((UniformNoise, Reparameterized), blocks),
         ],
     )
 
@@ -146,70 +136,10 @@ def every(kind: type[T], blocks: Mapping[str, Family]) -> dict[str, T] | None:
     return there if len(there) == len(found) else None
 
 
-def sum_scalars(terms) -> Scalar:
-    """Sum of [] arrays; unlike built-in `sum`, no integer 0 joins in."""
-    first, *rest = terms
-    for term in rest:
-        first = first + term
-    return first
-
-
-def _joint(blocks: Mapping[str, Family]) -> list[object]:
-    """Traits of independent blocks together, where every block has them."""
-    joint: list[object] = []
-    if entropies := every(Entropy, blocks):
-        joint.append(
-            Entropy(lambda lam: sum_scalars(e.value(lam[n]) for n, e in entropies.items()))
-        )
-    if kls := every(Kl, blocks):
-        joint.append(
-            Kl(lambda lam, lam2: sum_scalars(k.value(lam[n], lam2[n]) for n, k in kls.items()))
-        )
-    if moments := every(Moments, blocks):
-        joint.append(
-            Moments(
-                lambda lam: {n: m.mean(lam[n]) for n, m in moments.items()},
-                lambda lam: {n: m.variance(lam[n]) for n, m in moments.items()},
-            )
-        )
-    if naturals := every(Natural, blocks):
-        joint.append(
-            Natural(
-                lambda lam, slope, rate: {
-                    n: natural.step(lam[n], slope[n], rate) for n, natural in naturals.items()
-                }
-            )
-        )
-    if inverses := every(Inverse, blocks):
-        joint.append(
-            Inverse(lambda lam, z: {n: i.noise(lam[n], z[n]) for n, i in inverses.items()})
-        )
-    if finite := every(FiniteSupport, blocks):
-        size = math.prod(part.size for part in finite.values())
-        joint.append(finite_support(lambda: _grid(finite), size))
-    return joint
-
-
-def _grid(finite: Mapping[str, FiniteSupport]) -> PyTree:
-    """Every combination of the blocks' values."""
-    places = jnp.meshgrid(*(jnp.arange(part.size) for part in finite.values()), indexing="ij")
-    return {
-        name: jax.tree.map(lambda leaf, place=place: leaf[place.ravel()], part.values())
-        for (name, part), place in zip(finite.items(), places, strict=True)
-    }
-
-
-def _uniform(blocks: Mapping[str, Family]) -> list[UniformNoise]:
-    uniforms = every(UniformNoise, blocks)
-    if not uniforms:
-        return []
-    ends = list(itertools.accumulate(part.num_uniforms for part in uniforms.values()))
-
-    def from_uniform(numbers: Array) -> PyTree:
-        pieces = zip(uniforms.items(), jnp.split(numbers, ends[:-1]), strict=True)
-        return {name: part.from_uniform(piece) for (name, part), piece in pieces}
-
-    return [UniformNoise(ends[-1], from_uniform)]
+def joint(kinds: Iterable[type], blocks: Mapping[str, Family]) -> list[Any]:
+    """What these traits are of independent blocks together, where every block has them."""
+    shared = {kind: every(kind, blocks) for kind in kinds if hasattr(kind, "joint")}
+    return [kind.joint(parts) for kind, parts in shared.items() if parts is not None]
 
 
 def _name(kind: str, blocks: Mapping[str, Family]) -> str:

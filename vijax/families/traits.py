@@ -3,13 +3,19 @@
 `family.traits.get(Entropy)` is the record or None. A rule lists the types that it needs. With the
 type stand the clause that completes "this rule on that family: ..." when it is missing, `refusal`,
 and, where it says what kind of latent this is, the word for that in the table of rules, `label`. A
-new trait is a class here and a record in the family that has it.
+trait with `joint` says what it is of independent blocks together, {block: its record} -> record: a
+`product` then has it if every block has. A new trait is a class here and a record in the family.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from vijax.types import Array, Family, Key, PyTree, Scalar
+import jax
+import jax.numpy as jnp
+
+from vijax.types import Array, Family, PyTree, Scalar
 
 MAX_SUPPORT = 2**16
 
@@ -22,6 +28,11 @@ class Reparameterized(NamedTuple):
         "it has no differentiable sampler (no Reparameterized trait), so the path from q's "
         "parameters through z would silently carry a zero gradient"
     )
+
+    @staticmethod
+    def joint(parts: Mapping[str, "Reparameterized"]) -> "Reparameterized":
+        """Of independent blocks together."""
+        return Reparameterized()
 
 
 class Density(NamedTuple):
@@ -43,6 +54,11 @@ class Entropy(NamedTuple):
     value: Callable[[PyTree], Scalar]
     refusal = "the family has no closed-form entropy"
 
+    @staticmethod
+    def joint(parts: Mapping[str, "Entropy"]) -> "Entropy":
+        """Of independent blocks together."""
+        return Entropy(lambda lam: total(part.value(lam[name]) for name, part in parts.items()))
+
 
 class Kl(NamedTuple):
     """Kullback-Leibler divergence between two members, exact.
@@ -53,6 +69,11 @@ class Kl(NamedTuple):
 
     value: Callable[[PyTree, PyTree], Scalar]
     refusal = "the family has no closed-form KL divergence"
+
+    @staticmethod
+    def joint(parts: Mapping[str, "Kl"]) -> "Kl":
+        """Of independent blocks together."""
+        return Kl(lambda lam, lam2: total(p.value(lam[n], lam2[n]) for n, p in parts.items()))
 
 
 class Moments(NamedTuple):
@@ -67,9 +88,17 @@ class Moments(NamedTuple):
     variance: Callable[[PyTree], PyTree]
     refusal = "its mean and variance have no known closed form"
 
+    @staticmethod
+    def joint(parts: Mapping[str, "Moments"]) -> "Moments":
+        """Of independent blocks together."""
+        return Moments(
+            lambda lam: {name: part.mean(lam[name]) for name, part in parts.items()},
+            lambda lam: {name: part.variance(lam[name]) for name, part in parts.items()},
+        )
+
 
 class FiniteSupport(NamedTuple):
-    """Every value of z; attached through `finite_support`, which leaves large ones out.
+    """Every value of z. Attach it by `finite_support`, which leaves large ones out.
 
     Attributes:
       values: () -> leaves [S, ...].
@@ -83,34 +112,24 @@ class FiniteSupport(NamedTuple):
         f"its support has infinitely many points, or more than the {MAX_SUPPORT} that can be summed"
     )
 
+    @staticmethod
+    def joint(parts: Mapping[str, "FiniteSupport"]) -> "FiniteSupport | None":
+        """Every combination of the blocks' values."""
+
+        def values() -> PyTree:
+            sizes = (jnp.arange(part.size) for part in parts.values())
+            places = dict(zip(parts, jnp.meshgrid(*sizes, indexing="ij"), strict=True))
+            return {
+                name: jax.tree.map(lambda leaf, at=places[name]: leaf[at.ravel()], part.values())
+                for name, part in parts.items()
+            }
+
+        return finite_support(values, math.prod(part.size for part in parts.values()))
+
 
 def finite_support(values: Callable[[], PyTree], size: int) -> FiniteSupport | None:
     """The trait, if the support is small enough to be summed."""
     return FiniteSupport(values, size) if size <= MAX_SUPPORT else None
-
-
-class BernoulliSites(NamedTuple):
-    """z is in {0, 1}^D, its elements independent.
-
-    Attributes:
-      logits: lam -> [D].
-    """
-
-    logits: Callable[[PyTree], Array]
-    label = "Bernoulli"
-    refusal = "it is no vector of independent Bernoulli variables with logits"
-
-
-class CategoricalSites(NamedTuple):
-    """z is one-hot over its last axis, sites independent.
-
-    Attributes:
-      logits: lam -> [..., C].
-    """
-
-    logits: Callable[[PyTree], Array]
-    label = "categorical"
-    refusal = "it is no vector of one-hot categorical variables with logits"
 
 
 class Blocks(NamedTuple):
@@ -148,6 +167,11 @@ class Inverse(NamedTuple):
     noise: Callable[[PyTree, PyTree], PyTree]
     refusal = "its sampler has no known inverse, so no noise is known for a given z"
 
+    @staticmethod
+    def joint(parts: Mapping[str, "Inverse"]) -> "Inverse":
+        """Of independent blocks together."""
+        return Inverse(lambda lam, z: {n: part.noise(lam[n], z[n]) for n, part in parts.items()})
+
 
 class UniformNoise(NamedTuple):
     """The noise of one sample as a function of uniform numbers: what antithetic and quasi-Monte
@@ -162,65 +186,16 @@ class UniformNoise(NamedTuple):
     from_uniform: Callable[[Array], PyTree]
     refusal = "its noise is no known function of uniform numbers (no UniformNoise trait)"
 
+    @staticmethod
+    def joint(parts: Mapping[str, "UniformNoise"]) -> "UniformNoise":
+        """Of independent blocks together: the uniform numbers are dealt out in their order."""
+        ends = list(itertools.accumulate(part.num_uniforms for part in parts.values()))
 
-class NormalMoments(NamedTuple):
-    """z [D] is normal.
+        def from_uniform(numbers: Array) -> PyTree:
+            pieces = dict(zip(parts, jnp.split(numbers, ends[:-1]), strict=True))
+            return {name: part.from_uniform(pieces[name]) for name, part in parts.items()}
 
-    Attributes:
-      mean: lam -> [D].
-      covariance: lam -> [D, D].
-    """
-
-    mean: Callable[[PyTree], Array]
-    covariance: Callable[[PyTree], Array]
-    label = "normal"
-    refusal = (
-        "it is not normal with known mean and covariance, over which this rule integrates a "
-        "quadratic function"
-    )
-
-
-class GammaSites(NamedTuple):
-    """z [D] are independent gamma variables.
-
-    Attributes:
-      shape: lam -> [D].
-      rate: lam -> [D].
-    """
-
-    shape: Callable[[PyTree], Array]
-    rate: Callable[[PyTree], Array]
-    label = "gamma"
-    refusal = (
-        "it is not a vector of independent gamma variables, for which this rule's transformation "
-        "is made"
-    )
-
-
-class Pairs(NamedTuple):
-    """dE_q[f]/dlam = E[scale (f(plus) - f(minus))], one pair of points per number in lam.
-
-    Attributes:
-      plus: {"leaf of lam": z}, leaves [*shape of lam's leaf, *shape of z].
-      minus: likewise.
-      scale: leaves of lam's shapes.
-    """
-
-    plus: PyTree
-    minus: PyTree
-    scale: PyTree
-
-
-class WeakDerivative(NamedTuple):
-    """The derivative of q's density as a difference of two densities.
-
-    Attributes:
-      pairs: (key, lam, a draw z) -> Pairs.
-    """
-
-    pairs: Callable[[Key, PyTree, PyTree], Pairs]
-    label = "weak derivative"
-    refusal = "no decomposition of its derivative into a difference of two measures is known"
+        return UniformNoise(ends[-1], from_uniform)
 
 
 class Natural(NamedTuple):
@@ -235,3 +210,20 @@ class Natural(NamedTuple):
 
     step: Callable[[PyTree, PyTree, Scalar], PyTree]
     refusal = "no natural-gradient step is known for it"
+
+    @staticmethod
+    def joint(parts: Mapping[str, "Natural"]) -> "Natural":
+        """Of independent blocks together."""
+        return Natural(
+            lambda lam, slope, rate: {
+                name: part.step(lam[name], slope[name], rate) for name, part in parts.items()
+            }
+        )
+
+
+def total(terms: Iterable[Scalar]) -> Scalar:
+    """Sum of [] arrays; unlike built-in `sum`, no integer 0 joins in."""
+    first, *rest = terms
+    for term in rest:
+        first = first + term
+    return first

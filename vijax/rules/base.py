@@ -39,6 +39,7 @@ def rule(
     check: Callable[[Family, Objective, Any, Family | None], None] | None = None,
     noise: Noise = IID,
     per_block: bool = False,
+    around: Rule | None = None,
     init: Callable[[Key], PyTree] = lambda key: (),
     init_state: Callable[[], PyTree] = lambda: (),
     update: Callable[[PyTree, PyTree], PyTree] = lambda state, stats: state,
@@ -53,10 +54,13 @@ def rule(
         and `noise`.
       noise: the plug that the surrogate draws with.
       per_block: may num_samples be a mapping of the latent's blocks? `check` then looks after it.
+      around: a rule that this one stands around: what that refuses, it refuses in its own words.
     """
 
     def legal(family: Family, given: Any, num_samples: Any, prior: Family | None) -> None:
         objective = as_objective(given)
+        if around is not None:
+            around.check(family, objective, num_samples, prior)
         if not (per_block and isinstance(num_samples, Mapping)):
             check_requirements(name, requires, family, objective, num_samples)
             check_noise(name, requires, noise, family, objective, num_samples)

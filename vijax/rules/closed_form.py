@@ -37,7 +37,7 @@ def closed_form_entropy(inner: Rule) -> Rule:
 
         return inner.surrogate(key, q, log_joint, setting)
 
-    return _wrap(inner, "closed_form_entropy", Entropy, surrogate)
+    return _wrap(inner, "closed_form_entropy", (Entropy,), surrogate)
 
 
 def closed_form_kl(inner: Rule) -> Rule:
@@ -48,8 +48,8 @@ def closed_form_kl(inner: Rule) -> Rule:
     `prior=`.
 
     Unbiased for: the gradient of the ELBO, in theta and phi.
-    Requires:     a linear objective; a family with the Kl trait; a prior stated by the model, in q's own family;
-                  what `inner` requires.
+    Requires:     a linear objective; a family with the Kl trait; a prior stated by the model, in
+                  q's own family; what `inner` requires.
     State, cost:  those of `inner`.
     """
 
@@ -76,30 +76,27 @@ def closed_form_kl(inner: Rule) -> Rule:
                 f"KL(q || prior) has no closed form here. Write {inner.name} without it."
             )
 
-    return _wrap(inner, "closed_form_kl", Kl, surrogate, check)
+    return _wrap(inner, "closed_form_kl", (Kl, Density), surrogate, check)
 
 
 def _wrap(
     inner: Rule,
     name: str,
-    trait: type,
+    traits: tuple[type, ...],
     surrogate: Surrogate,
-    also: Callable[..., None] = lambda *given: None,
+    check: Callable[[Family, Objective, Any, Family | None], None] | None = None,
 ) -> Rule:
-    def check(family: Family, objective: Objective, num_samples: Any, prior: Family | None) -> None:
-        also(family, objective, num_samples, prior)
-        inner.check(family, objective, num_samples, prior)
-
     return rule(
         f"{name}({inner.name})",
         inner.requires._replace(
-            needs=(*inner.requires.needs, trait, Density),
+            needs=(*inner.requires.needs, *traits),
             linear=True,
             samplewise=False,
             advice=f"Write {inner.name} without {name}.",
         ),
         surrogate,
         check=check,
+        around=inner,
         init=inner.init,
         init_state=inner.init_state,
         update=inner.update,

@@ -88,4 +88,6 @@ def _lacking(kind: type, family: Family) -> str:
     if blocks is None:
         return ""
     names = [name for name, block in blocks.families.items() if block.traits.get(kind) is None]
-    return f" (blocks {', '.join(map(repr, names))})" if names else ""
+    if not names:
+        return f" (each block has {kind.__name__}, but not all of them together)"
+    return f" (blocks {', '.join(map(repr, names))})"
