@@ -118,6 +118,34 @@ def test_the_match_solves_its_own_equation(x64):
     np.testing.assert_allclose(new["loc"], mean, atol=1e-10)
 
 
+def test_batch_and_match_works_in_the_space_of_constrained_latents():
+    """A positive latent: q in u = log w matches the target's mode and curvature there."""
+    space = {"rate": vj.supports.positive()}
+    guide = guides.shared(families.over(space, families.full_normal))
+    model = vj.models.bayes_model(
+        lambda theta, w: -w["rate"], lambda theta, w, x: jnp.log(w["rate"]) - w["rate"] * x
+    )
+    x = jnp.array([0.5, 1.0, 0.2, 0.7, 0.1])
+    algorithm = algorithms.batch_and_match(model, guide, num_samples=50, num_data=5)
+    params = vj.Params((), guide.init(KEY), ())
+    result = vj.fit(KEY, algorithm, params, x, num_steps=200)
+    lam = result.params.phi["w"]
+    # The posterior is Gamma(6, 1 + sum x): log w has mean digamma(6) - log(3.5), variance 0.181.
+    np.testing.assert_allclose(lam["loc"][0], 1.7061 - np.log(3.5), atol=0.06)
+    np.testing.assert_allclose(2.0 * lam["log_scale"][0], np.log(0.1813), atol=0.3)
+    draws = vj.draws(KEY, model, guide, result.params, vj.Batch(x, jnp.arange(5)), num_samples=9)
+    assert bool(jnp.all(draws.w["rate"] > 0.0))
+
+
+def test_a_start_that_is_no_lam_is_refused():
+    algorithm = algorithms.batch_and_match(global_model(), FULL, num_samples=4, num_data=N)
+    with pytest.raises(ValueError, match=r"vijax.Params\(theta, guide.init\(key\), \(\)\)"):
+        vj.fit(KEY, algorithm, FULL.init(KEY), DATA, num_steps=2)
+    with pytest.raises(ValueError, match="lam of full_normal"):
+        other = guides.shared(families.full_normal(D + 1)).init(KEY)
+        vj.fit(KEY, algorithm, vj.Params((), other, ()), DATA, num_steps=2)
+
+
 def test_batch_and_match_refuses_other_families():
     with pytest.raises(ValueError, match="fits a full-covariance normal"):
         algorithms.batch_and_match(

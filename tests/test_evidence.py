@@ -102,9 +102,7 @@ def forgotten_prior(exact):
 
 def swapped_kl(exact):
     right = need(exact.family, Kl).value
-    return exact._replace(
-        family=with_traits(exact.family, Kl(lambda lam, lam2: right(lam2, lam)))
-    )
+    return exact._replace(family=with_traits(exact.family, Kl(lambda lam, lam2: right(lam2, lam))))
 
 
 def wrong_posterior(exact):

@@ -108,7 +108,8 @@ def test_another_key_or_another_algorithm_is_not_resumed():
     with pytest.raises(ValueError, match="made with another key"):
         vj.fit(jax.random.key(6), by_row, None, DATA, **settings)
     adam = vj.descent(LOCAL, ADAM, rows=rowwise.adam(0.05), local_steps=2)
-    for other in (ROWS, adam):
+    sgd = vj.descent(LOCAL, optax.sgd(0.05), local_steps=2)
+    for other in (ROWS, adam, sgd):
         with pytest.raises(ValueError, match="made with the algorithm descent"):
             vj.fit(KEY, other, None, DATA, **settings)
     with pytest.raises(ValueError, match="goes with resume="):
@@ -199,6 +200,11 @@ def test_skipping_drops_and_counts_the_bad_steps():
             assert_same(TABLE.phi["z"]["loc"][7], result.params.phi["z"]["loc"][7])
 
 
+def test_a_run_that_only_skips_says_so():
+    with pytest.warns(UserWarning, match="every step was skipped"):
+        vj.fit(KEY, SHARED, START, bad_data(), num_steps=4, skip_nonfinite=True)
+
+
 def test_a_run_that_skipped_steps_goes_on_without_skipping():
     settings = {"batch_size": 3}
     part = vj.fit(KEY, ROWS, TABLE, bad_data(), num_steps=8, skip_nonfinite=True, **settings)
@@ -272,3 +278,7 @@ def test_wrong_settings_are_refused():
         vj.fit(KEY, SHARED, START, DATA[:5], num_steps=5)
     with pytest.raises(TypeError, match=r"write fit\(key, vijax.descent\(estimator, optimizer\)"):
         vj.fit(KEY, GLOBAL, START, DATA, num_steps=5)
+    with pytest.raises(TypeError, match="averaging=100 is no average"):
+        vj.fit(KEY, SHARED, START, DATA, num_steps=5, averaging=100)
+    with pytest.raises(TypeError, match=r"write callbacks=\[callback\]"):
+        vj.fit(KEY, SHARED, START, DATA, num_steps=5, callbacks=print)

@@ -98,6 +98,9 @@ OTHERS = {
     "sum": jnp.sum,
     "weighted mean": lambda w: jnp.average(w, weights=jnp.arange(1.0, w.shape[0] + 1.0)),
     "logsumexp": jax.nn.logsumexp,
+    "a third of the sum": lambda w: jnp.sum(w) / 3,
+    "the first three": lambda w: jnp.mean(w[:3]),
+    "shifted mean": lambda w: jnp.mean(w) + 1.0,
 }
 BITS, LAM = families.bernoulli(2), {"logits": np.array([0.4, -0.9])}
 

@@ -140,7 +140,7 @@ class Algorithm(NamedTuple):
     Attributes:
       name: with the settings that a state of it depends on: a run resumes under the same name.
       init: (key, params) -> state.
-      step: (key, state, batch) -> (state, Info).
+      step: (key, state, batch, *, recorded=True) -> (state, Info(loss, finite)), see `Step`.
       params: state -> Params, ready for use.
       num_data: N, the size of the whole data set.
       guarded: does a step that is not finite return the state that it was given? Then `fit` lets it

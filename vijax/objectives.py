@@ -28,12 +28,15 @@ iwae = Objective("iwae", _log_mean_exp)
 """Importance-weighted bound, log mean exp(log_w), K samples inside. Burda et al. 2016, eq. 8."""
 
 
-def as_objective(given: Any) -> Objective:
+def as_objective(given: Any, num_samples: Any = None) -> Objective:
     """An `Objective`, from one or from a bare function log_w [K] -> [].
 
     A function is linear if the program that JAX traces of it is, operation by operation, and gives
     every log-weight the weight 1/K: so a mean of one's own is no less the ELBO than `elbo`. What
     only happens to look linear at some points is not taken for it.
+
+    Args:
+      num_samples: the K that it is meant for, if it is known.
 
     Raises:
       ValueError: if it is neither.
@@ -43,17 +46,21 @@ def as_objective(given: Any) -> Objective:
     value: Any = given
     if not callable(value):
         raise ValueError(f"objective={given!r}: give a function log_w [K] -> [], or an Objective.")
-    return Objective(getattr(value, "__name__", "objective"), value, linear=_is_mean(value))
+    sizes = {3, 4} | ({num_samples} if isinstance(num_samples, int) and num_samples > 0 else set())
+    linear = all(_is_mean(value, size) for size in sizes)
+    return Objective(getattr(value, "__name__", "objective"), value, linear=linear)
 
 
-def _is_mean(value: Callable[[Array], Scalar], num_samples: int = 3) -> bool:
-    like = jax.ShapeDtypeStruct((num_samples,), jnp.result_type(float))
+def _is_mean(value: Callable[[Array], Scalar], num_samples: int) -> bool:
+    zeros = np.zeros(num_samples, jnp.result_type(float))
     try:
-        one = jnp.ones((), jax.eval_shape(value, like).dtype)
-        (weights,) = jax.linear_transpose(value, like)(one)
+        with jax.ensure_compile_time_eval():  # concrete, inside another function's trace too
+            at_zero = value(jnp.asarray(zeros))
+            (weights,) = jax.linear_transpose(value, zeros)(jnp.ones_like(at_zero))
+            even = np.allclose(weights, 1.0 / num_samples, rtol=1e-5)
+            return bool(even and at_zero.shape == () and at_zero == 0.0)
     except Exception:  # noqa: BLE001  not linear, or not defined for that many samples
         return False
-    return bool(np.allclose(weights, 1.0 / num_samples, rtol=1e-5))
 
 
 def renyi(alpha: float) -> Objective:

@@ -1,15 +1,16 @@
 """Batch and match: a full-covariance normal fitted to the scores of the target at its own draws."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vijax.algorithms.global_latent import check_lam, global_family, unconstrained
 from vijax.estimators import log_joint
-from vijax.families import cholesky, from_cholesky, full_normal, transports
+from vijax.families import NormalMoments, cholesky, from_cholesky, full_normal, transports
 from vijax.finite import all_finite
-from vijax.guides import global_q
 from vijax.inference import Algorithm, Guide, Info, Model
 from vijax.types import Array, Batch, Key, Params, PyTree
 
@@ -25,6 +26,7 @@ class MatchState(NamedTuple):
     clock: Array
 
 
+@functools.lru_cache(maxsize=64)  # equal arguments: the same object, by which programs are found
 def batch_and_match(
     model: Model,
     guide: Guide,
@@ -41,7 +43,9 @@ def batch_and_match(
 
     Args:
       model: with a global latent alone, theta fixed.
-      guide: `guides.shared(families.full_normal(D))`.
+      guide: `guides.shared(families.full_normal(D))`, or of `families.over(space, full_normal)`, in
+        whose unconstrained space it then works; `fit` starts at
+        `vijax.Params(theta, guide.init(key), ())`, which should be near the mode.
       num_samples: K, at least 2.
       num_data: N.
       rate: lambda_t of the paper, or a schedule of the step's number; default K D / (step + 1),
@@ -50,40 +54,40 @@ def batch_and_match(
     Raises:
       ValueError: for local latents, or a family that is no `full_normal`.
     """
-    family = guide.families.get("w")
-    if model.latents != ("w",) or set(guide.families) != {"w"} or family is None:
-        raise ValueError("batch_and_match is for a global latent w alone, with guides.shared(...).")
-    dim = family.support.shape[0] if family.name.startswith("full_normal") else 0
-    if dim < 1 or family.name != full_normal(dim).name:
+    base, forward, log_det = unconstrained(global_family("batch_and_match", model, guide))
+    dim = base.support.shape[0] if base.traits.get(NormalMoments) else 0
+    if dim < 1 or base.name != full_normal(dim).name:
         raise ValueError(
-            f"batch_and_match fits a full-covariance normal, but the guide's family is "
-            f"{family.name}. Write guides.shared(families.full_normal(D)), or vijax.descent."
+            f"batch_and_match fits a full-covariance normal, but the guide has {base.name}. "
+            "Write guides.shared(families.full_normal(D)), families.over(space, "
+            "families.full_normal) for constrained latents, or vijax.descent for this family."
         )
     if not isinstance(num_samples, int) or num_samples < 2:
         raise ValueError(f"batch_and_match(num_samples={num_samples!r}): give at least 2.")
 
     def init(key: Key, params: Params) -> MatchState:
-        start = MatchState(params, jnp.zeros((), jnp.int32))
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), start)
+        check_lam("batch_and_match", params, base)
+        return MatchState(params, jnp.zeros((), jnp.int32))
 
     def step(
         key: Key, state: MatchState, batch: Batch, *, recorded: bool = True
     ) -> tuple[MatchState, Info]:
-        params, q = state.params, global_q(guide, state.params.phi)
+        params, lam = state.params, state.params.phi["w"]
 
-        def target(w: Array) -> Array:
-            return log_joint(model, params.theta, w, batch, num_data)[0]
+        def target(u: Array) -> Array:
+            log_p, _ = log_joint(model, params.theta, forward(u), batch, num_data)
+            return log_p + log_det(u)
 
-        w, log_q = transports(family, q.lam, family.noise(key, num_samples))
+        w, log_q = transports(base, lam, base.noise(key, num_samples))
         log_p, scores = jax.vmap(jax.value_and_grad(target))(w)
         size = num_samples * dim / (state.clock + 1.0) if rate is None else rate
         weight = jnp.asarray(size(state.clock) if callable(size) else size, w.dtype)
-        lam = match(q.lam, w, scores, weight)
+        lam = match(lam, w, scores, weight)
         new = MatchState(params._replace(phi={"w": lam}), state.clock + 1)
         return new, Info(loss=-jnp.mean(log_p - log_q), finite=all_finite(lam))
 
     return Algorithm(
-        name=f"batch_and_match({family.name})",
+        name=f"batch_and_match({base.name})",
         init=init,
         step=step,
         params=lambda state: state.params,

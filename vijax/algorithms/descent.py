@@ -1,6 +1,7 @@
 """Stochastic gradient descent: an estimator's gradient followed by any optax optimiser."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,18 +64,18 @@ def descent(
             "table of phi_i (guides.per_datapoint), whose rows alone take local steps."
         )
     dense = optax.with_extra_args_support(optimizer)
+    settings = [_kind(estimator, optimizer)]
+    settings += [f"rows={by_row.name}", f"local_steps={local_steps}"] if tables else []
 
     def init(key: Key, params: Params) -> DescentState:
         table, rest = split(estimator.is_table(params), params)
-        start = DescentState(
+        return DescentState(
             params=rest,
             opt_state=optimizer.init(rest),
             packed=pack((table, by_row.init(table))) if tables else (),
             estimator=estimator.init(key, params),
             clock=jnp.zeros((), jnp.int32),
         )
-        # Strong types throughout, as the steps return them: a weak one would compile once more.
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), start)
 
     def params(state: DescentState) -> Params:
         if isinstance(state.packed, tuple):
@@ -88,7 +89,7 @@ def descent(
         return {"loss": seen.loss, "grads": seen.grads}
 
     return Algorithm(
-        name=f"descent(rows={by_row.name}, local_steps={local_steps})" if tables else "descent()",
+        name=f"descent({', '.join(settings)})",
         init=init,
         step=_rows_step(estimator, dense, by_row, local_steps)
         if tables
@@ -200,3 +201,11 @@ def _update(
 def _has_tables(estimator: Estimator) -> bool:
     like = jax.eval_shape(estimator.init_params, jax.random.key(0))
     return any(jax.tree.leaves(estimator.is_table(like)))
+
+
+def _kind(estimator: Estimator, optimizer: optax.GradientTransformation) -> str:
+    """The states that the optimiser keeps, by name: "ScaleByAdamState" and the like."""
+    like = jax.eval_shape(estimator.init_params, jax.random.key(0))
+    rest = split(estimator.is_table(like), like)[1]
+    kinds = re.findall(r"(\w+State)", str(jax.tree.structure(jax.eval_shape(optimizer.init, rest))))
+    return "+".join(dict.fromkeys(kind for kind in kinds if kind != "EmptyState")) or "stateless"

@@ -62,13 +62,12 @@ def natural_gradient(
     tables = guide.num_data is not None
 
     def init(key: Key, params: Params) -> NaturalState:
-        start = NaturalState(
+        return NaturalState(
             params=params,
             opt_state=others.init((params.theta, params.control)),
             estimator=estimator.init(key, params),
             clock=jnp.zeros((), jnp.int32),
         )
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), start)
 
     def step(
         key: Key, state: NaturalState, batch: Batch, *, recorded: bool = True

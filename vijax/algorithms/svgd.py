@@ -1,5 +1,6 @@
 """Stein variational gradient descent: particles that follow the posterior and repel each other."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from vijax.algorithms.global_latent import check_lam, global_family
 from vijax.estimators import log_joint
 from vijax.families import transports
 from vijax.finite import all_finite
@@ -26,6 +28,7 @@ class ParticleState(NamedTuple):
     opt_state: PyTree
 
 
+@functools.lru_cache(maxsize=64)  # equal arguments: the same object, by which programs are found
 def svgd(
     model: Model,
     guide: Guide,
@@ -42,7 +45,8 @@ def svgd(
 
     Args:
       model: with a global latent alone, theta fixed.
-      guide: `guides.shared(family)`: the particles start as draws from it.
+      guide: `guides.shared(family)`: the particles start as draws from it, so that `fit` starts at
+        `vijax.Params(theta, guide.init(key), ())`.
       optimizer: of the particles; Adagrad in the paper.
       num_particles: S, at least 2.
       num_data: N.
@@ -50,16 +54,15 @@ def svgd(
     Raises:
       ValueError: for local latents, or one particle.
     """
-    if model.latents != ("w",) or set(guide.families) != {"w"}:
-        raise ValueError("svgd is for a global latent w alone, with guides.shared(family).")
+    family = global_family("svgd", model, guide)
     if not isinstance(num_particles, int) or num_particles < 2:
         raise ValueError(f"svgd(num_particles={num_particles!r}): give at least 2.")
 
     def init(key: Key, params: Params) -> ParticleState:
+        check_lam("svgd", params, family)
         q = global_q(guide, params.phi)
         w, _ = transports(q.family, q.lam, q.family.noise(key, num_particles))
-        start = ParticleState(params._replace(phi={"w": w}), optimizer.init(w))
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), start)
+        return ParticleState(params._replace(phi={"w": w}), optimizer.init(w))
 
     def step(
         key: Key, state: ParticleState, batch: Batch, *, recorded: bool = True

@@ -50,7 +50,7 @@ def nest(
         )
     if len(names) == 1:
         chosen = {names[0]: as_rule(rules, families[names[0]])}
-        objectives = {names[0]: as_objective(objective)}
+        objectives = {names[0]: as_objective(objective, num_samples)}
         counts: dict[str, Any] = {names[0]: num_samples}
     else:
         per_level = rules if isinstance(rules, Mapping) else dict.fromkeys(names, rules)
@@ -58,8 +58,8 @@ def nest(
         chosen = {name: as_rule(per_level[name], families[name]) for name in names}
         given = objective if isinstance(objective, Mapping) else {"w": objective, "z": elbo}
         _check_names("objective", given, names)
-        objectives = {name: as_objective(given[name]) for name in names}
         counts = spread_samples(chosen, num_samples)
+        objectives = {name: as_objective(given[name], counts[name]) for name in names}
         check_nesting(chosen, objectives["w"])
     for name in names:
         prior = model.priors.get(name)

@@ -157,6 +157,21 @@ class IndependentBlocks(NamedTuple):
     )
 
 
+class Pushforward(NamedTuple):
+    """The family is another one on R^D seen through a smooth one-to-one map, with its lam.
+
+    Attributes:
+      base: the family of u.
+      forward: u [D] -> z.
+      log_det: u [D] -> [] log|det dz/du|.
+    """
+
+    base: Family
+    forward: Callable[[Array], PyTree]
+    log_det: Callable[[Array], Scalar]
+    refusal = "it was not made from a family on R^D by a bijector"
+
+
 class Inverse(NamedTuple):
     """The noise behind a draw.
 

@@ -5,7 +5,15 @@ from collections.abc import Callable
 from vijax import supports
 from vijax.bijectors import Bijector, onto
 from vijax.families.base import family, need
-from vijax.families.traits import Density, Inverse, Kl, Natural, Reparameterized, UniformNoise
+from vijax.families.traits import (
+    Density,
+    Inverse,
+    Kl,
+    Natural,
+    Pushforward,
+    Reparameterized,
+    UniformNoise,
+)
 from vijax.types import Array, Family, PyTree, Scalar
 
 
@@ -58,6 +66,7 @@ def transformed(base: Family, bijector: Bijector) -> Family:
         traits=[
             *(base.traits.get(kind) for kind in (Reparameterized, Kl, Natural, UniformNoise)),
             None if inverse is None else Inverse(noise_behind),
+            Pushforward(base, bijector.forward, bijector.log_det),
         ],
     )
 

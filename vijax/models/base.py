@@ -68,7 +68,8 @@ def bayes_model(
 
     Args:
       prior: p(w | theta) as a family.
-      log_evidence, posterior: of the whole data set, x leaves [N, ...].
+      log_evidence: (theta, x) -> exact log-evidence of the whole data set, x leaves [N, ...].
+      posterior: (theta, x) -> lam of the exact posterior given all data.
     """
 
     def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
@@ -102,7 +103,8 @@ def hierarchical_model(
 
     Args:
       prior_z: p(z | w, theta) as a family, `locate(theta, w)`.
-      log_evidence, posterior: of the whole data set.
+      log_evidence: (theta, x) -> exact log-evidence of the whole data set.
+      posterior: (theta, x) -> exact lam given all data.
     """
 
     def checked(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:

@@ -29,7 +29,8 @@ def eight_schools(*, mean_scale: float = 5.0, spread_scale: float = 5.0) -> Mode
     points; `eight_schools_data()` has N = 1.
 
     Args:
-      mean_scale, spread_scale: of the priors, in test points.
+      mean_scale: of the mean's prior, in test points.
+      spread_scale: of the spread's prior, in test points.
     """
     check_positive("eight_schools", mean_scale=mean_scale, spread_scale=spread_scale)
     log_mean_scale, log_spread_scale = math.log(mean_scale), math.log(spread_scale)

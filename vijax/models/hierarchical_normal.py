@@ -26,7 +26,8 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
 
     Args:
       dim: D.
-      prior_scale, noise_scale: known standard deviations, in data units.
+      prior_scale: known standard deviation of w, in data units.
+      noise_scale: known standard deviation of x given z, in data units.
     """
     check_positive("hierarchical_normal", dim=dim, prior_scale=prior_scale, noise_scale=noise_scale)
     log_prior_scale, log_noise = math.log(prior_scale), math.log(noise_scale)

@@ -31,7 +31,8 @@ def linear_regression(
 
     Args:
       dim: D.
-      noise_scale, prior_scale: standard deviations, in units of the label and of the weights.
+      noise_scale: standard deviation of the label.
+      prior_scale: standard deviation of each weight.
       prior_family: `full_normal` or `diag_normal`, that of the guide, for closed-form KL.
     """
     check_positive("linear_regression", dim=dim, noise_scale=noise_scale, prior_scale=prior_scale)

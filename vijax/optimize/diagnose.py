@@ -34,7 +34,7 @@ def diagnose(key: Key, good: Carry, data: PyTree, first: int, program: Program) 
     ]
     rows = _rows_to_blame(look, good.state, batch) if leaves else []
     where = "no single row: the whole batch"
-    if rows:
+    if rows and (len(rows) < batch.index.shape[0] or len(rows) == 1):
         where = f"rows {rows[:10]}{' ...' if len(rows) > 10 else ''} of the data"
     what = ", ".join(leaves) or "the update alone (a step that is too long, or a local step)"
     return (

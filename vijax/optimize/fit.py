@@ -3,6 +3,7 @@ numbers that are not finite.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -62,7 +63,9 @@ def fit(
       hoist: draw the random numbers of many steps at once. The same numbers either way: a switch
         for the day when a new JAX breaks it.
       callbacks: called between chunks; a true return value stops the run.
-      resume: a former result to continue; `params` is then ignored.
+      resume: a former result to continue; `params` is then ignored. Key and algorithm must be
+        those of before: the kind of optimiser and the shapes of its state are compared, but not
+        its rates, nor the model and the data, which may change on purpose.
 
     Raises:
       ValueError: if a setting or the data's size is impossible, or `resume` is of another run.
@@ -70,6 +73,7 @@ def fit(
     """
     outside = isinstance(data, Iterator)
     _check(algorithm, data, batch_size, num_steps, record_every, chunk_size, outside=outside)
+    _check_hooks(averaging, callbacks)
     chosen = algorithm if averaging is None else averaged(algorithm, averaging)
     adapt = chunk_size is None and not outside
     most = chunk_size or _multiple(MAX_CHUNK if adapt else FIRST_CHUNK, record_every)
@@ -85,6 +89,7 @@ def fit(
     )
     result = _begin(key, chosen, params) if resume is None else _continue(key, chosen, resume)
     begin, began, done = result.num_steps, time.perf_counter(), 0
+    skipped = result.num_skipped
     data = data if outside else jax.device_put(data)  # once, not at every chunk
     planned = min(most, _multiple(FIRST_CHUNK, record_every)) if adapt else most
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
@@ -107,12 +112,18 @@ def fit(
             seen = Progress(result, begin + done, time.perf_counter() - began)
             stop = [bool(callback(seen)) for callback in callbacks]
             result = result._replace(interrupted=any(stop) or bool(interrupted))
+    if done and result.num_skipped - skipped == done:
+        warnings.warn("fit: every step was skipped as not finite; nothing moved.", stacklevel=2)
     return result
 
 
 def _begin(key: Key, algorithm: Algorithm, params: Params | None) -> FitResult:
-    if params is None:
-        raise ValueError("fit: params=None goes with resume=; give estimator.init_params(key).")
+    if not isinstance(params, Params):
+        raise ValueError(
+            f"fit: params is a {type(params).__name__}. Give estimator.init_params(key), for "
+            "algorithms without an estimator vijax.Params(theta, guide.init(key), ()); None goes "
+            "with resume=."
+        )
     nothing = History(np.zeros(0, int), np.zeros(0))
     carry = start(key, params, algorithm=algorithm)
     return FitResult(algorithm, key, carry, nothing, interrupted=False)
@@ -177,6 +188,16 @@ def _show(bar: tqdm, size: int, result: FitResult) -> None:
     if result.history.loss.size:
         bound = -result.history.loss[-1] / result.algorithm.num_data
         bar.set_postfix_str(f"bound/datum {bound:.4g}")
+
+
+def _check_hooks(averaging: object, callbacks: object) -> None:
+    if not isinstance(averaging, Averaging | None):
+        raise TypeError(
+            f"fit: averaging={averaging!r} is no average. Write algorithms.since(step) or "
+            "algorithms.exponential(decay)."
+        )
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError("fit: callbacks must be a list of functions: write callbacks=[callback].")
 
 
 def _check(

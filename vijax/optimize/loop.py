@@ -64,7 +64,9 @@ class Carry(NamedTuple):
 def start(key: Key, params: Params, *, algorithm: Algorithm) -> Carry:
     """The carry before the first step."""
     zero = jnp.zeros((), jnp.int32)
-    return Carry(algorithm.init(key, params), zero, zero - 1, zero)
+    carry = Carry(algorithm.init(key, params), zero, zero - 1, zero)
+    # Strong types throughout, as steps return them: a weak one would compile the next call anew.
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), carry)
 
 
 @functools.partial(jax.jit, static_argnames="algorithm")

@@ -45,7 +45,7 @@ def expect(
       ValueError: if this rule would be silently wrong here.
     """
     setting = Setting(
-        objective=as_objective(objective),
+        objective=as_objective(objective, num_samples),
         num_samples=num_samples,
         control=control,
         state=state,

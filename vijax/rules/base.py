@@ -58,7 +58,7 @@ def rule(
     """
 
     def legal(family: Family, given: Any, num_samples: Any, prior: Family | None) -> None:
-        objective = as_objective(given)
+        objective = as_objective(given, num_samples)
         if around is not None:
             around.check(family, objective, num_samples, prior)
         if not (per_block and isinstance(num_samples, Mapping)):
