@@ -9,6 +9,7 @@ import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
+from checks import FAST_COMPILE, compiled
 from registry import FAMILIES
 
 from vijax.families import Entropy, Kl, Moments, Natural, WeakDerivative, lam_like, log_probs, need
@@ -68,12 +69,14 @@ class Drawn(NamedTuple):
       values: [S, 3] the integrand, transport's log q, and log_prob there.
       slopes: of the values in lam through the sampler, leaves [S, 3, ...].
       moments: what is seen of z and its products, see `moments`.
+      elsewhere: [S] log_prob of z at the parameters `generic_lam(family, seed=1)`.
     """
 
     z: Any
     values: np.ndarray
     slopes: Any
     moments: Any
+    elsewhere: np.ndarray
 
 
 @functools.cache
@@ -96,9 +99,10 @@ def _program(name):
 
     def many(lam, noise):
         z, values, slopes = jax.vmap(one, (None, 0))(lam, noise)
-        return Drawn(z, values, slopes, moments(name, z))
+        elsewhere = log_probs(fixture.family, generic_lam(fixture.family, seed=1), z)
+        return Drawn(z, values, slopes, moments(name, z), elsewhere)
 
-    return jax.jit(many)
+    return jax.jit(many, compiler_options=FAST_COMPILE)
 
 
 def drawn_from(name, noise):
@@ -134,7 +138,7 @@ def weak_slopes(name):
     with jax.enable_x64(True):
         noise = family.noise(jax.random.key(3), NUM_DRAWS)
         keys = jax.random.split(jax.random.key(4), NUM_DRAWS)
-        return jax.device_get(jax.jit(jax.vmap(one, (None, 0, 0)))(point(name), noise, keys))
+        return compiled(jax.vmap(one, (None, 0, 0)), point(name), noise, keys)
 
 
 @functools.cache
@@ -155,7 +159,7 @@ def facts(name):
     with jax.enable_x64(True):
         lams = jax.tree.map(jnp.asarray, fixture.lams)
         given = lams, point(name), generic_lam(fixture.family, seed=1)
-        return jax.device_get(jax.jit(compute)(*given))
+        return compiled(compute, *given)
 
 
 def _expectations(name, lam, lam2):

@@ -21,8 +21,8 @@ def run(source):
     return names
 
 
-def test_there_are_three_programs():
-    assert len(PROGRAMS) == 3
+def test_there_are_four_programs():
+    assert len(PROGRAMS) == 4
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,16 @@ def test_the_low_level_door_gives_a_gradient(programs):
     assert gradient.shape == (3,) and bool(jnp.all(jnp.isfinite(gradient)))
 
 
+def test_the_loop_is_stopped_resumed_and_taken_by_hand(programs):
+    names = programs[2]
+    assert names["first"].num_steps == 200 and names["result"].num_steps >= 300
+    assert names["result"].interrupted and bool(names["info"].finite)
+    assert names["result"].history.loss[-1] < names["first"].history.loss[0]
+
+
 def test_the_constrained_posterior_is_right(programs):
     """The mean within a tenth of a posterior deviation: the prior hardly matters for 200 data."""
-    w, y = programs[2]["draws"].w, programs[2]["y"]
+    w, y = programs[3]["draws"].w, programs[3]["y"]
     deviation = y.std() / 200**0.5
     assert bool(jnp.all(w["sigma"] > 0.0))
     assert abs(float(w["mu"].mean() - y.mean())) < 0.2 * float(deviation)

@@ -43,9 +43,9 @@ def as_objective(given: Any, num_samples: Any = None) -> Objective:
     """
     if isinstance(given, Objective):
         return given
-    value: Any = given
-    if not callable(value):
+    if not callable(given):
         raise ValueError(f"objective={given!r}: give a function log_w [K] -> [], or an Objective.")
+    value: Any = given
     sizes = {3, 4} | ({num_samples} if isinstance(num_samples, int) and num_samples > 0 else set())
     linear = all(_is_mean(value, size) for size in sizes)
     return Objective(getattr(value, "__name__", "objective"), value, linear=linear)

@@ -1,5 +1,5 @@
 """What every script shares: settings from the command line, a results folder that explains itself,
-progress, compile counts.
+progress.
 """
 
 import argparse
@@ -13,8 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -71,8 +70,14 @@ def parse(
         base = make(preset=chosen, **presets[chosen]) if chosen in presets else None
     defaults = {field.name: field.default for field in dataclasses.fields(make)}
     plain = [part for arg in given for part in _spell(arg, defaults)]
+    by_name = sys.orig_argv[1:2] == ["-m"]  # not the path of a __main__.py
     return tyro.cli(
-        config_type, description=description, args=plain, use_underscores=True, default=base
+        config_type,
+        prog=f"python -m {sys.orig_argv[2]}" if by_name else None,
+        description=description,
+        args=plain,
+        use_underscores=True,
+        default=base,
     )
 
 
@@ -157,7 +162,7 @@ def environment() -> dict[str, Any]:
     """Commit, versions, device: what a number depends on beside the settings."""
     device = jax.devices()[0]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
         "commit": _git("rev-parse", "HEAD") or "not a git checkout",
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
@@ -218,29 +223,3 @@ def progress_bar(total: int, what: str | None, unit: str) -> tqdm:
     return tqdm(
         total=total, desc=what, unit=unit, delay=delay, mininterval=0.2, disable=what is None
     )
-
-
-@dataclasses.dataclass
-class Compilations:
-    """What JAX compiled while a `compilations()` block was open."""
-
-    count: int = 0
-    seconds: float = 0.0
-    open: bool = True
-
-
-@contextmanager
-def compilations() -> Iterator[Compilations]:
-    """Counts XLA compilations inside the block, and their seconds (without tracing)."""
-    seen = Compilations()
-
-    def note(event: str, duration_secs: float, **kwargs: Any) -> None:
-        if seen.open and event == "/jax/core/compile/backend_compile_duration":
-            seen.count += 1
-            seen.seconds += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        yield seen
-    finally:
-        seen.open = False  # not every JAX can take a listener back

@@ -65,6 +65,7 @@ def score(
                 num_samples=num_samples,
                 chunk_size=math.gcd(block, CHUNK),
             )
-            parts.append([np.asarray(leaf)[first - begin :] for leaf in scores])
-            bar.update(len(parts[-1][0]))
-    return Evidence(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            own = slice(first - begin, None)
+            parts.append(jax.tree.map(lambda leaf, own=own: np.asarray(leaf)[own], scores))
+            bar.update(len(parts[-1].elbo))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -192,7 +192,7 @@ def from_file(path: str) -> Problem:
             f"{path} defines no problem() -> (model, guide, params, batch, exact_gradient_or_None)."
         )
     model, guide, params, batch, given = module.problem()
-    known = given if given is None or callable(given) else exact.only_at(params, given)
+    known: Any = given if given is None or callable(given) else exact.only_at(params, given)
     return Problem(
         model=model,
         guide=guide,

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 import vijax as vj
 from experiments.common import harness
+from experiments.common.compilations import Compilations, compilations
 from experiments.common.images import binarized, score
 from experiments.vae.held_out import HeldOut
 from experiments.vae.problem import Job, make_estimator, make_guide
@@ -72,7 +73,7 @@ def train(key: Key, config: "Config", job: Job, test: HeldOut | None) -> Trained
     init_key, fit_key, curve_key = jax.random.split(key, 3)
     evaluate = curve_evaluator(curve_key, job, guide, test)
     bar = harness.progress_bar(config.epochs, "train", "epoch")
-    with harness.compilations() as compiled, bar:
+    with compilations() as compiled, bar:
         watch = Watch(config, num_steps, per_epoch, num_data, evaluate, compiled, bar)
         began = watch.mark
         result = vj.fit(
@@ -117,7 +118,7 @@ class Watch:
     per_epoch: int
     num_data: int
     evaluate: Evaluate
-    compiled: harness.Compilations
+    compiled: Compilations
     bar: tqdm
     curve: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
     chunks: list[tuple[int, float]] = dataclasses.field(default_factory=list)

@@ -75,7 +75,8 @@ def all_rules(
 ) -> tuple[dict[str, Seen], dict[str, str]]:
     """Every legal rule at every eta; why the others are not."""
     family = vj.families.bernoulli(len(T))
-    legal, refused = {}, {}
+    legal: dict[str, tuple[vj.Rule, int]] = {}
+    refused: dict[str, str] = {}
     for name in names:
         if name.startswith(NEEDS_LOG_Q):
             refused[name] = "it takes log q out of the integrand, which has none here."
