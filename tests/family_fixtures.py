@@ -14,7 +14,7 @@ import problems
 from scipy import special, stats
 
 import vijax as vj
-from vijax import families
+from vijax import bijectors, families, supports
 
 
 class Fixture(NamedTuple):
@@ -213,6 +213,14 @@ FAMILIES = {
         reference=oracles.von_mises,
         seen=on_circle,
         mean=oracles.mean_on_circle,
+    ),
+    "log_normal": Fixture(
+        families.transformed(families.diag_normal(2), bijectors.onto(supports.positive(2))),
+        points(loc=[[0.3, -0.5], [0.0, 0.0]], log_scale=[[-0.4, -0.7], [-3.0, -0.5]]),
+        THETA,
+        integrands.bounded,
+        16,
+        reference=oracles.log_normal_distribution,
     ),
     # Beside the matrix: what other entries stand for there.
     "narrow_von_mises": Fixture(

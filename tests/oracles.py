@@ -175,6 +175,10 @@ def normal(lam):
     return stats.norm(lam["loc"], np.exp(lam["log_scale"]))
 
 
+def log_normal_distribution(lam):
+    return stats.lognorm(s=np.exp(lam["log_scale"]), scale=np.exp(lam["loc"]))
+
+
 def full_normal(lam):
     unit = np.eye(lam["loc"].shape[-1]) + np.tril(lam["lower"], -1)
     factor = np.exp(lam["log_scale"])[:, None] * unit

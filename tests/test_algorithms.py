@@ -68,6 +68,51 @@ def test_natural_gradients_learn_theta_beside_q():
     np.testing.assert_allclose(theta["loc"], jnp.mean(DATA, axis=0), atol=0.05)
 
 
+def test_noisy_natural_gradients_end_where_exact_ones_do():
+    """Minibatches, one sample: the average of the last half is the posterior, mean and scale. A cut
+    of the steps on one side would show at any rate.
+    """
+    num_data = 2000
+    x = 0.5 + jax.random.normal(jax.random.key(7), (num_data, 1))
+    guide = guides.shared(families.diag_normal(1, init_scale=0.05))
+    estimator = vj.estimator(global_model(), guide, rules=rules.pathwise(), num_data=num_data)
+    algorithm = algorithms.natural_gradient(estimator, guide, 0.002)
+    params = estimator.init_params(KEY)
+    lam = vj.fit(
+        KEY,
+        algorithm,
+        params,
+        x,
+        num_steps=8000,
+        batch_size=100,
+        record_every=1000,
+        averaging=algorithms.since(4000),
+    ).params.phi["w"]
+    deviation = (num_data + 1.0) ** -0.5
+    assert abs(lam["loc"][0] - x.sum() / (num_data + 1.0)) < deviation
+    np.testing.assert_allclose(jnp.exp(lam["log_scale"]), deviation, rtol=0.15)
+
+
+def test_natural_steps_keep_their_digits_at_the_edges():
+    """Float32, saturated logits and large shapes: towards the target, not past it."""
+    bits, one = families.bernoulli(1), jnp.float32(0.1)
+    step = families.need(bits, families.Natural).step
+    for logit, target in ((17.0, 16.0), (-20.0, -19.0)):
+        p = 1.0 / (1.0 + np.exp(-np.float64(logit)))
+        slope = {"logits": jnp.array([p * (1.0 / (1.0 + np.exp(logit))) * (target - logit)])}
+        moved = step({"logits": jnp.array([logit])}, slope, one)["logits"][0]
+        np.testing.assert_allclose(moved, logit + 0.1 * (target - logit), rtol=1e-3)
+    gamma = families.gamma(1)
+    step = families.need(gamma, families.Natural).step
+    kl = families.need(gamma, families.Kl).value
+    for log_shape in (4.0, 5.0, 9.0):
+        lam = {"log_shape": jnp.array([log_shape]), "log_rate": jnp.array([0.3])}
+        to = {"log_shape": jnp.array([log_shape + 0.05]), "log_rate": jnp.array([0.3])}
+        slope = jax.tree.map(jnp.negative, jax.grad(kl)(lam, to))
+        moved = step(lam, slope, jnp.float32(1.0))
+        np.testing.assert_allclose(moved["log_shape"], to["log_shape"], atol=0.02)
+
+
 def test_natural_gradients_refuse_what_is_not_lam():
     encoder = (lambda key: jnp.zeros((4, D)), lambda phi, x: phi @ x)
     guide = guides.amortized(families.diag_normal(D), encoder)

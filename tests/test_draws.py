@@ -139,7 +139,9 @@ def test_refinement_reaches_the_best_of_the_family_and_starts_at_the_encoder():
     """Many steps end at the posterior; none is the guide itself."""
     plain = GUIDES["encoder"]
     none = guides.semi_amortized(plain, 0, 0.1)
-    many = guides.semi_amortized(plain, 300, 0.1, rule=rules.doubly_reparameterized())
+    many = guides.semi_amortized(
+        plain, 300, 0.1, rule=rules.doubly_reparameterized(), through=False
+    )
     params = params_of(plain)
     exact = jax.vmap(NORMAL.log_evidence, (None, 0))(params.theta, WHOLE.x)
     bounds = {
@@ -201,6 +203,18 @@ def test_every_view_of_phi_is_one_estimate(name, x64):
         assert_close(scattered, dense.grads.phi, tolerance=1e-12)
 
 
+def test_what_cannot_be_differentiated_twice_is_refused():
+    """Their surrogates stop something: the gradient through the steps would be wrong, not noisy."""
+    for rule in (rules.score(), rules.doubly_reparameterized(), rules.quadratic_control()):
+        with pytest.raises(ValueError, match="Write through=False"):
+            guides.semi_amortized(GUIDES["table"], 2, 0.1, rule=rule, num_samples=2)
+        guides.semi_amortized(GUIDES["table"], 2, 0.1, rule=rule, num_samples=2, through=False)
+    refined = guides.semi_amortized(GUIDES["table"], 2, 0.1)
+    estimator = vj.estimator(NORMAL, refined, rules=rules.pathwise(), num_data=N)
+    with pytest.raises(ValueError, match="this guide refines them further"):
+        vj.algorithms.natural_gradient(estimator, refined, 0.5)
+
+
 def test_replacing_the_estimate_replaces_every_view():
     """An estimate returning 0: the lab sees no variance, fit does not move, nor do the rows."""
     guide = GUIDES["table"]
@@ -244,6 +258,11 @@ def test_shared_parts_of_lam_are_no_rows():
         KEY, vj.descent(estimator, optax.adam(0.1)), params, X, num_steps=5, batch_size=3
     )
     assert result.params.phi["z"]["log_scale"].shape == (D,)
+    start = {"loc": jnp.full(D, 5.0), "log_scale": jnp.full(D, -3.0)}
+    own = guides.per_datapoint(families.diag_normal(D), N, init=lambda key: start)
+    np.testing.assert_array_equal(guides.with_shared(own, "loc").init(KEY)["z"]["loc"], 5.0)
+    with pytest.raises(ValueError, match="shares already"):
+        guides.with_shared(guide, "loc")
     with pytest.raises(ValueError, match="name some, not all"):
         guides.with_shared(GUIDES["table"], "loc", "log_scale")
     with pytest.raises(ValueError, match="give a guide made by per_datapoint"):

@@ -137,8 +137,12 @@ def test_a_natural_step_moves_on_the_line_between_natural_parameters(name):
     """Along the gradient of -KL(q || q2) a step of rate 1 ends in q2, one of rate r in the member
     whose log-density is (1 - r) log q + r log q2 but for a constant.
     """
-    for ours, exact in facts(name)["natural"].values():
+    steps = facts(name)["natural"]
+    for ours, exact in steps.values():
         assert_close(ours, exact, tolerance=1e-10)
+    (whole, _), (part, _) = (steps[rate] for rate in family_facts.RATES)
+    with pytest.raises(AssertionError, match="differs by"):  # a step too short
+        assert_close(part, whole - whole[0], tolerance=1e-2)
 
 
 @of(having(UniformNoise))

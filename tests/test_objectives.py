@@ -101,6 +101,7 @@ OTHERS = {
     "a third of the sum": lambda w: jnp.sum(w) / 3,
     "the first three": lambda w: jnp.mean(w[:3]),
     "shifted mean": lambda w: jnp.mean(w) + 1.0,
+    "a mean with a step": lambda w: jnp.mean(w) + 0.5 * jnp.sum(w > 0.2),
 }
 BITS, LAM = families.bernoulli(2), {"logits": np.array([0.4, -0.9])}
 

@@ -126,7 +126,7 @@ class Step(Protocol):
     def __call__(
         self, key: Key, state: PyTree, batch: Batch, *, recorded: bool = True
     ) -> tuple[PyTree, Info]:
-        """The state after a step with this key and batch.
+        """The state after a step with this key and batch, the rows of which are different ones.
 
         Args:
           recorded: will the loss be looked at? If not, it need not be computed, nor be finite.

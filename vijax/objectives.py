@@ -58,9 +58,22 @@ def _is_mean(value: Callable[[Array], Scalar], num_samples: int) -> bool:
             at_zero = value(jnp.asarray(zeros))
             (weights,) = jax.linear_transpose(value, zeros)(jnp.ones_like(at_zero))
             even = np.allclose(weights, 1.0 / num_samples, rtol=1e-5)
-            return bool(even and at_zero.shape == () and at_zero == 0.0)
+            smooth = _is_smooth(jax.make_jaxpr(value)(zeros).jaxpr)
+            return bool(even and smooth and at_zero.shape == () and at_zero == 0.0)
     except Exception:  # noqa: BLE001  not linear, or not defined for that many samples
         return False
+
+
+def _is_smooth(jaxpr: Any) -> bool:
+    """Does it compare nothing? What passes through a bool, a transpose does not see."""
+    inside = [
+        getattr(value, "jaxpr", value)
+        for equation in jaxpr.eqns
+        for value in equation.params.values()
+        if hasattr(getattr(value, "jaxpr", value), "eqns")
+    ]
+    made = [out.aval.dtype for equation in jaxpr.eqns for out in equation.outvars]
+    return all(jnp.issubdtype(kind, jnp.inexact) for kind in made) and all(map(_is_smooth, inside))
 
 
 def renyi(alpha: float) -> Objective:

@@ -205,6 +205,8 @@ class Requirements(NamedTuple):
       draws: does num_samples mean anything to it?
       samplewise: is its derivative the chain rule through each sample? It may then sit inside a
         non-linear objective.
+      twice: is the surrogate an ordinary function of lam, so that its derivative may be
+        differentiated once more? Not so where something in it is stopped.
       unbiased: for the gradient of E[objective(log_w)] in q's parameters: the rule's own claim,
         tested by cases.
       evaluations: of the integrand, per datum; K samples, D dimensions, C classes, S support
@@ -219,6 +221,7 @@ class Requirements(NamedTuple):
     min_samples: int = 1
     draws: bool = True
     samplewise: bool = False
+    twice: bool = False
     unbiased: bool = True
     evaluations: str = "K"
     paper: str = ""

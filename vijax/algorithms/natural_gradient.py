@@ -12,6 +12,7 @@ import optax
 
 from vijax.families import Natural, lam_like, need
 from vijax.finite import all_finite
+from vijax.guides import as_it_is
 from vijax.inference import Algorithm, Estimator, Guide, Info
 from vijax.rows import Rows, gather, scale, scatter, stored
 from vijax.types import Array, Batch, Key, Params, PyTree
@@ -122,6 +123,11 @@ def _check(guide: Guide, rate: object) -> None:
         raise ValueError(
             f"natural_gradient(rate={rate!r}): a step of rate 1 goes all the way for a conjugate "
             "model, so it must lie in (0, 1]; or give a schedule of the step's number."
+        )
+    if guide.refine is not as_it_is:
+        raise ValueError(
+            "natural_gradient moves q's own parameters, but this guide refines them further. Use "
+            "the guide that it refines, or vijax.descent for this one."
         )
     phi = jax.eval_shape(guide.init, jax.random.key(0))
     for name, family in guide.families.items():

@@ -42,8 +42,9 @@ def estimator(
       num_samples: K; with both latents a dict, or an int: K joint samples.
       num_data: N, the size of the whole data set. There is no default: a silent N = B is a wrong
         posterior.
-      learn_theta: False holds the model's parameters fixed (their gradient is zero): for bounds
-        from above, which only phi may follow; `split` takes theta's gradient from elsewhere.
+      learn_theta: False gives the model's parameters a gradient of zero (an optimiser with weight
+        decay would move them all the same): for bounds from above, which only phi may follow;
+        `split` takes theta's gradient from elsewhere.
 
     Raises:
       ValueError: at once, if the combination would be silently wrong; the message says what to

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vijax.estimators.bind import estimator_from
+from vijax.guides import as_it_is
 from vijax.inference import Estimate, Estimator, Guide, Model
 from vijax.types import Array, Batch, Key, Params, PyTree
 
@@ -46,6 +47,11 @@ def sleep(model: Model, guide: Guide, *, num_samples: int = 1, num_data: int) ->
     if family is None or "w" in guide.families or model.latents != ("z",):
         raise ValueError(
             "sleep is for local latents alone: a latent_model with guides.amortized(...)."
+        )
+    if guide.refine is not as_it_is:
+        raise ValueError(
+            "sleep: a dream has no refinement. Give the guide that this one refines, whose encoder "
+            "it shares."
         )
     if guide.num_data is not None:
         raise ValueError(

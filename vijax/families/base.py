@@ -151,9 +151,10 @@ def least_left(rate: Array) -> Array:
     """The least share of a positive natural parameter that a natural-gradient step leaves.
 
     With exact gradients of a log-concave target a step ends at (1 - rate) eta + rate eta', eta' > 0
-    too, hence above 1 - rate: what lies below is noise, or a curvature that no precision matches.
+    too, hence above 1 - rate. Noise goes below; it is cut off at a half, far from where small steps
+    go, because a cut on one side is a bias that no small rate takes away.
     """
-    return jnp.maximum(1.0 - rate, 1e-3)
+    return jnp.clip(1.0 - rate, 1e-3, 0.5)
 
 
 def lam_like(family: Family) -> PyTree:

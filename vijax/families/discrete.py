@@ -58,8 +58,8 @@ def bernoulli(dim: int) -> Family:
         )
 
     def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
-        prob = jax.nn.sigmoid(lam["logits"])
-        fisher = jnp.maximum(prob * (1.0 - prob), jnp.finfo(prob.dtype).tiny)
+        fisher = jax.nn.sigmoid(lam["logits"]) * jax.nn.sigmoid(-lam["logits"])
+        fisher = jnp.maximum(fisher, jnp.finfo(fisher.dtype).tiny)
         return {"logits": lam["logits"] + rate * slope["logits"] / fisher}
 
     def mean(lam: PyTree) -> Array:

@@ -65,7 +65,10 @@ def gamma(dim: int) -> Family:
         a, b = jnp.exp(lam["log_shape"]), jnp.exp(lam["log_rate"])
         slope_a, slope_b = slope["log_shape"] / a, slope["log_rate"] / b
         curvature = polygamma(1, a)
-        size = rate / (curvature * a - 1.0)
+        # By its expansion for large shapes, where the difference would lose its digits.
+        large = jnp.maximum(a, 100.0)
+        series = 0.5 / large + 1.0 / (6.0 * large**2) - 1.0 / (30.0 * large**4)
+        size = rate / jnp.where(a > 100.0, series, curvature * a - 1.0)
         step_a = size * (a * slope_a + b * slope_b)
         step_b = size * (b * slope_a + curvature * b**2 * slope_b)
         return {

@@ -26,8 +26,9 @@ def semi_amortized(
     Args:
       steps: of gradient ascent in lam; 0 is the guide itself.
       rate: of the steps.
-      through: is the gradient taken through the steps (second derivatives of the log-joint)? If
-        not, phi gets the gradient at the refined lam as if the steps were a constant shift.
+      through: is the gradient taken through the steps (second derivatives of the log-joint; for
+        inner rules that stop nothing, as `pathwise`)? If not, phi gets the gradient at the refined
+        lam as if the steps were a constant shift.
       rule: of the inner gradients; default `rules.pathwise()`.
       num_samples: K of the inner ELBO.
 
@@ -41,6 +42,12 @@ def semi_amortized(
         )
     family, inner = guide.families["z"], pathwise() if rule is None else rule
     inner.check(family, elbo, num_samples, None)
+    if through and steps and not inner.requires.twice:
+        raise ValueError(
+            f"semi_amortized: the gradient through the steps differentiates that of {inner.name} "
+            "once more, which is wrong where its surrogate stops something. Write through=False, "
+            "or rule=pathwise() or enumerated()."
+        )
     kept = jax.eval_shape(lambda: (inner.init(jax.random.key(0)), inner.init_state()))
     if jax.tree.leaves(kept):
         raise ValueError(

@@ -68,6 +68,8 @@ def with_shared(guide: Guide, *names: str) -> Guide:
         )
     family, num_data = guide.families["z"], guide.num_data
     known = lam_like(family)
+    if not all(jax.tree.leaves(guide.is_table(jax.eval_shape(guide.init, jax.random.key(0))))):
+        raise ValueError("with_shared: this guide shares already. Name all the entries at once.")
     if not isinstance(known, dict) or not names or not set(names) < set(known):
         raise ValueError(
             f"with_shared{names}: name some, not all, of the entries of lam of {family.name}: "
@@ -75,8 +77,8 @@ def with_shared(guide: Guide, *names: str) -> Guide:
         )
 
     def init(key: Key) -> PyTree:
-        lam, table = family.init(key), guide.init(key)["z"]
-        return {"z": {name: lam[name] if name in names else table[name] for name in lam}}
+        table = guide.init(key)["z"]
+        return {"z": {n: table[n][0] if n in names else table[n] for n in table}}
 
     def is_table(phi: PyTree) -> PyTree:
         lam = phi["z"]

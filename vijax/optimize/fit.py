@@ -81,7 +81,7 @@ def fit(
         algorithm=chosen,
         batch_size=None if outside else batch_size,
         stacked=outside,
-        record_every=min(record_every, most),
+        record_every=record_every,
         chunk_size=most,
         skip_nonfinite=skip_nonfinite,
         careful=skip_nonfinite,
@@ -220,10 +220,6 @@ def _check(
     for name, value in settings.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"fit: {name}={value!r} must be an int of at least 1.")
-    if chunk_size is not None and chunk_size % record_every and chunk_size > record_every:
-        raise ValueError(
-            f"fit: chunk_size={chunk_size} must be a multiple of record_every={record_every}."
-        )
     if outside:
         if batch_size is not None:
             raise ValueError(

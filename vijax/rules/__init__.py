@@ -1,10 +1,8 @@
 """Gradient rules: how one expectation under q is differentiated. One idea a file.
 
-`expect(key, family, lam, integrand, rule=score(), num_samples=K)` estimates an expectation of one's
-own, under `jax.grad`; `vijax.estimator` binds rules to models. A rule is made by `rule(name,
-requires, surrogate)`: `surrogate(key, q, integrand, setting)` is a scalar whose value is the Monte
-Carlo estimate and whose derivative is the gradient estimator, and `draw`, `evaluate` and the other
-helpers are most of one.
+`rule.surrogate(key, q, integrand, setting)` is a scalar whose value is the Monte Carlo estimate and
+whose derivative is the gradient estimator: let `vijax.estimator` bind it, or use it bare under
+`jax.grad` through `vijax.expect`.
 """
 
 from vijax.families import log_probs
@@ -18,8 +16,10 @@ from vijax.rules.base import (
     keys,
     live_weights,
     mean_aux,
+    minus_direct_term,
     no_aux,
     rule,
+    spare_key,
     stopped,
     zero_valued,
 )
@@ -105,6 +105,7 @@ __all__ = [
     "marsaglia_tsang",
     "mean_aux",
     "measure_valued",
+    "minus_direct_term",
     "mixed",
     "muprop",
     "no_aux",
@@ -117,6 +118,7 @@ __all__ = [
     "rule",
     "score",
     "score_per_block",
+    "spare_key",
     "stopped",
     "straight_through",
     "straight_through_gumbel",

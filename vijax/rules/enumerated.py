@@ -41,6 +41,7 @@ def enumerated() -> Rule:
         needs=(FiniteSupport, Density),
         linear=True,
         draws=False,
+        twice=True,
         evaluations="S",
         paper="exact",
         advice="Write score() instead.",

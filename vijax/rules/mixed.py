@@ -97,6 +97,7 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
         f"mixed({', '.join(f'{name}={part.name}' for name, part in rules.items())})",
         Requirements(
             samplewise=all(part.requires.samplewise for part in rules.values()),
+            twice=all(part.requires.twice for part in rules.values()),
             unbiased=all(part.requires.unbiased for part in rules.values()),
         ),
         surrogate,

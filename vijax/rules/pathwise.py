@@ -29,6 +29,7 @@ def pathwise(*, noise: Noise = IID) -> Rule:
         Requirements(
             needs=(Reparameterized,),
             samplewise=True,
+            twice=True,
             unbiased=noise.unbiased,
             paper="Kingma and Welling 2014; Rezende et al. 2014",
             advice=(
