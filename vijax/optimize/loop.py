@@ -112,16 +112,16 @@ def _chunk(
         begin = origin + i * size
         numbers = begin + jnp.arange(size, dtype=first.dtype)
         drawn = jax.vmap(plain.ahead, in_axes=(None, 0))(key, numbers)
-        heads = [leaf[::every] for leaf in drawn]
+        heads, apart = drawn, every
         if recorded.ahead is not plain.ahead:
-            heads = jax.vmap(recorded.ahead, in_axes=(None, 0))(key, numbers[::every])
+            heads, apart = jax.vmap(recorded.ahead, in_axes=(None, 0))(key, numbers[::every]), 1
 
         def period(k: Array, both: tuple[Carry, Array]) -> tuple[Carry, Array]:
             at = begin + k * every
             stop = jnp.minimum(at + every, end)
 
             def record(_: Array, both: tuple[Carry, Array]) -> tuple[Carry, Array]:
-                carry, loss = take(recorded, [leaf[k] for leaf in heads], at, both[0])
+                carry, loss = take(recorded, [leaf[k * apart] for leaf in heads], at, both[0])
                 return carry, both[1].at[i * blocks + k].set(loss)
 
             def go_on(turn: tuple[Array, Carry]) -> tuple[Array, Carry]:
