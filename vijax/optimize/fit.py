@@ -90,7 +90,7 @@ def fit(
     result = _begin(key, chosen, params) if resume is None else _continue(key, chosen, resume)
     begin, began, done = result.num_steps, time.perf_counter(), 0
     skipped = result.num_skipped
-    data = data if outside else jax.device_put(data)  # once, not at every chunk
+    data = data if outside else jax.tree.map(_on_device, data)  # once, not at every chunk
     planned = min(most, _multiple(FIRST_CHUNK, record_every)) if adapt else most
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
     with interruptible() as interrupted, bar:
@@ -117,6 +117,10 @@ def fit(
     return result
 
 
+def _on_device(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf)
+
+
 def _begin(key: Key, algorithm: Algorithm, params: Params | None) -> FitResult:
     if not isinstance(params, Params):
         raise ValueError(
@@ -133,7 +137,9 @@ def _continue(key: Key, algorithm: Algorithm, resume: FitResult) -> FitResult:
     """The former result, its carry a copy; refused if it means something else under the present
     settings.
     """
-    same_key = jax.random.key_data(key).tolist() == jax.random.key_data(resume.key).tolist()
+    same_key = key is resume.key or (
+        jax.random.key_data(key).tolist() == jax.random.key_data(resume.key).tolist()
+    )
     if resume.algorithm.name != algorithm.name or not same_key:
         other = "another key" if not same_key else f"the algorithm {resume.algorithm.name}"
         raise ValueError(
