@@ -57,14 +57,16 @@ def descent(
       ValueError: if local_steps is below 1, or above it without a table to take them in.
     """
     by_row = lazy(optimizer) if rows is None else rows
-    tables = _has_tables(estimator)
+    like = jax.eval_shape(estimator.init_params, jax.random.key(0))
+    table_like, rest_like = split(estimator.is_table(like), like)
+    tables = bool(jax.tree.leaves(table_like))
     if not isinstance(local_steps, int) or local_steps < 1 or (local_steps > 1 and not tables):
         raise ValueError(
             f"descent: local_steps={local_steps!r} must be an int of at least 1, and 1 without a "
             "table of phi_i (guides.per_datapoint), whose rows alone take local steps."
         )
     dense = optax.with_extra_args_support(optimizer)
-    settings = [_kind(estimator, optimizer)]
+    settings = [_kind(optimizer, rest_like)]
     settings += [f"rows={by_row.name}", f"local_steps={local_steps}"] if tables else []
 
     def init(key: Key, params: Params) -> DescentState:
@@ -198,14 +200,7 @@ def _update(
     return params, opt_state
 
 
-def _has_tables(estimator: Estimator) -> bool:
-    like = jax.eval_shape(estimator.init_params, jax.random.key(0))
-    return any(jax.tree.leaves(estimator.is_table(like)))
-
-
-def _kind(estimator: Estimator, optimizer: optax.GradientTransformation) -> str:
+def _kind(optimizer: optax.GradientTransformation, rest: Params) -> str:
     """The states that the optimiser keeps, by name: "ScaleByAdamState" and the like."""
-    like = jax.eval_shape(estimator.init_params, jax.random.key(0))
-    rest = split(estimator.is_table(like), like)[1]
     kinds = re.findall(r"(\w+State)", str(jax.tree.structure(jax.eval_shape(optimizer.init, rest))))
     return "+".join(dict.fromkeys(kind for kind in kinds if kind != "EmptyState")) or "stateless"
