@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments.common import data
-from experiments.common.download import DataUnavailableError, Source
+from experiments.common.download import SOURCES, DataUnavailableError, Source
 
 
 def idx_bytes(array):
@@ -80,15 +80,38 @@ def check_small_mnist(images, arrays):
 
 
 def test_files_in_the_folder_or_its_subfolder_are_read(published, arrays, tmp_path):
-    check_small_mnist(data.load("mnist", published), arrays)
+    check_small_mnist(data.load("mnist", published, own_files=True), arrays)
     (tmp_path / "fashion_mnist").symlink_to(published)
-    check_small_mnist(data.load("fashion_mnist", tmp_path), arrays)
+    check_small_mnist(data.load("fashion_mnist", tmp_path, own_files=True), arrays)
 
 
-def test_unzipped_files_are_read(published, arrays, tmp_path):
+def test_unzipped_files_are_read(source, published, arrays, tmp_path):
+    unzipped = {path.stem: gzip.decompress(path.read_bytes()) for path in published.iterdir()}
+    for name, content in unzipped.items():
+        (tmp_path / name).write_bytes(content)
+    known = {name: hashlib.md5(content).hexdigest() for name, content in unzipped.items()}
+    for sources, own_files in (
+        ({"mnist": source._replace(unzipped=known)}, False),
+        (SOURCES, True),
+    ):
+        check_small_mnist(
+            data.load("mnist", tmp_path, sources=sources, own_files=own_files), arrays
+        )
+    with pytest.raises(ValueError, match="not known of an unzipped copy.*--own_files"):
+        data.load("mnist", tmp_path, sources={"mnist": source})
+
+
+def test_well_formed_files_that_are_not_the_published_ones_are_refused(published, source, tmp_path):
+    """Another data set in the place of MNIST would give its numbers MNIST's name."""
+    with pytest.raises(ValueError, match="f68b3c2dcbeaaa9fbdd348bbdeb94873.*--own_files"):
+        data.load("mnist", published)
     for path in published.iterdir():
-        (tmp_path / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    check_small_mnist(data.load("mnist", tmp_path), arrays)
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(idx_bytes(np.array([0, 1, 1])))
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte.gz is not the published file"):
+        data.load("mnist", tmp_path, sources={"mnist": source})
+    mine = data.load("mnist", tmp_path, sources={"mnist": source}, own_files=True)
+    np.testing.assert_array_equal(mine.test_label, [0, 1, 1])
 
 
 def test_missing_files_are_downloaded_once_and_verified(source, arrays, tmp_path):
@@ -122,6 +145,16 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path):
         assert part in message
 
 
+def flipped(raw, place):
+    """One bit of a file the other way round."""
+    return raw[:place] + bytes([raw[place] ^ 16]) + raw[place + 1 :]
+
+
+def headed(*sizes, content=b""):
+    """An idx file with these sizes."""
+    return bytes([0, 0, 8, len(sizes)]) + struct.pack(f">{len(sizes)}i", *sizes) + content
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -129,8 +162,29 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path):
         (lambda raw: gzip.decompress(raw)[:-1], "header says"),
         (lambda raw: b"<html>not found</html>", "no idx file"),
         (lambda raw: gzip.decompress(raw)[:9], "no idx file"),
+        (lambda raw: b"", "no idx file"),
+        (lambda raw: b"\0\0\x08", "no idx file"),
+        (lambda raw: flipped(raw, 20), "is damaged: its gzip stream cannot be read"),
+        (lambda raw: flipped(raw, len(raw) - 6), "is damaged: its gzip stream cannot be read"),
+        (lambda raw: flipped(raw, 2), "is damaged: its gzip stream cannot be read"),
+        (lambda raw: headed(-2, -3, content=b"abcdef"), r"holds nothing.*\[-2, -3\]"),
+        (lambda raw: headed(0, 4, 5), r"holds nothing.*\[0, 4, 5\]"),
+        (lambda raw: headed(content=b"a"), r"holds nothing.*\[\]"),
     ],
-    ids=["gzip_cut", "data_cut", "html", "header_cut"],
+    ids=[
+        "gzip_cut",
+        "data_cut",
+        "html",
+        "header_cut",
+        "empty",
+        "three_bytes",
+        "bit_in_the_stream",
+        "bit_in_the_checksum",
+        "bit_in_the_method",
+        "negative_sizes",
+        "no_images",
+        "no_dimensions",
+    ],
 )
 def test_a_damaged_file_is_named(damage, message, arrays, tmp_path):
     path = tmp_path / "images.gz"
@@ -139,12 +193,37 @@ def test_a_damaged_file_is_named(damage, message, arrays, tmp_path):
         data.read_idx(path)
 
 
-def test_labels_of_another_set_are_refused(published, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train-labels-idx1-ubyte.gz", np.arange(5), r"\(6, 4, 5\) and labels \(5,\).*belong"),
+        ("train-labels-idx1-ubyte.gz", np.zeros((6, 2)), "belong together"),
+        ("train-images-idx3-ubyte.gz", np.zeros((6, 20)), "belong together"),
+        ("t10k-images-idx3-ubyte.gz", np.zeros((3, 5, 4)), r"\(4, 5\).*\(5, 4\) pixels"),
+    ],
+    ids=["fewer_labels", "labels_2d", "images_2d", "other_size"],
+)
+def test_files_of_different_sets_are_refused(name, content, message, published, tmp_path):
     for path in published.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(idx_bytes(np.arange(5)))
-    with pytest.raises(ValueError, match="belong together"):
-        data.load("mnist", tmp_path)
+    (tmp_path / name).write_bytes(idx_bytes(content))
+    with pytest.raises(ValueError, match=message):
+        data.load("mnist", tmp_path, own_files=True)
+
+
+def drawing():
+    """The bytes of a .png with ink on the left."""
+    paper = np.full((105, 105), True)
+    paper[:, : 105 // 2] = False
+    file = io.BytesIO()
+    Image.fromarray(paper).save(file, "png")
+    return file.getvalue()
+
+
+def archive(path, *names, content=None):
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, drawing() if content is None else content)
 
 
 def test_omniglot_zips_are_read_as_ink(tmp_path):
@@ -152,18 +231,31 @@ def test_omniglot_zips_are_read_as_ink(tmp_path):
         ("images_background", ("Greek", "Latin")),
         ("images_evaluation", ("Tifinagh",)),
     ):
-        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
-            for alphabet in alphabets:
-                drawing = np.full((105, 105), True)
-                drawing[:, : 105 // 2] = False  # ink on the left
-                file = io.BytesIO()
-                Image.fromarray(drawing).save(file, "png")
-                archive.writestr(f"{name}/{alphabet}/character01/0001_01.png", file.getvalue())
-    images = data.load("omniglot", tmp_path)
+        names = (f"{name}/{alphabet}/character01/0001_01.png" for alphabet in alphabets)
+        archive(tmp_path / f"{name}.zip", *names)
+    images = data.load("omniglot", tmp_path, own_files=True)
     assert images.train_x.shape == (2, 784) and images.test_x.shape == (1, 784)
     np.testing.assert_array_equal(images.train_label, [0, 1])
     picture = images.train_x[0].reshape(28, 28)
     assert np.all(picture[:, :13] == 1.0) and np.all(picture[:, 15:] == 0.0)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"PK no archive"), "is damaged"),
+        (lambda path: archive(path, "a/Greek/c/1.png", content=b"no image"), "is damaged"),
+        (lambda path: archive(path, "a/Greek/c/1.png", content=drawing()[:60]), "is damaged"),
+        (lambda path: archive(path, "1.png"), "not Omniglot's"),
+        (lambda path: archive(path, "read.me"), "not Omniglot's"),
+    ],
+    ids=["no_zip", "no_image", "image_cut", "no_alphabets", "no_pictures"],
+)
+def test_a_damaged_omniglot_is_named(write, message, tmp_path):
+    for name in ("images_background", "images_evaluation"):
+        write(tmp_path / f"{name}.zip")
+    with pytest.raises(ValueError, match=f"images_background.zip.*{message}"):
+        data.load("omniglot", tmp_path, own_files=True)
 
 
 def test_digits_ship_with_the_packages_and_split_the_same_every_time():

@@ -9,6 +9,7 @@ SCRIPTS = {
     "experiments.benchmarks.phi_tables",
     "experiments.benchmarks.rules",
     "experiments.benchmarks.vae",
+    "experiments.compare",
     "experiments.gradient_variance",
     "experiments.sbn",
     "experiments.vae",

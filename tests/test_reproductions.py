@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common import harness
+from experiments.common import figures, harness
+from experiments.gradient_variance.figures import VARIANCE
 from experiments.gradient_variance.reproductions import (
     REPRODUCTIONS,
     bernoulli_noise,
@@ -59,6 +60,24 @@ def test_what_is_published_is_seen_here(name, tmp_path):
             json.loads((tmp_path / "metrics.json").read_text()), dict(stored), tmp_path
         )
     assert written and all(path.stat().st_size > 10_000 for path in written)
+
+
+@pytest.mark.parametrize("name", list(REPRODUCTIONS))
+def test_figures_say_what_was_measured_and_in_which_unit(name, monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: kept.append(figure))
+    outcome = smoke(name)
+    REPRODUCTIONS[name].plot(outcome.metrics, outcome.arrays, tmp_path)
+    (figure,) = kept
+    panels = figure.axes
+    title = (figure.get_suptitle() or "") + panels[0].get_title()
+    assert "95 % intervals" in title
+    assert any(part in title for part in ("K = ", f"{outcome.metrics.get('num_draws')} draws"))
+    labels = [axes.get_xlabel() + axes.get_ylabel() for axes in panels]
+    assert any("nats$^2$" in label or "no unit" in label for label in labels)
+    if name.endswith("along_training"):  # phi of a whole model: the one definition
+        assert panels[0].get_ylabel() == VARIANCE
+    figures.plt.close(figure)
 
 
 def test_a_number_agrees_within_five_standard_errors_and_no_further():

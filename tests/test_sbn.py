@@ -4,6 +4,10 @@ layers, the script runs.
 
 import itertools
 import json
+import os
+import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +19,7 @@ import vijax as vj
 from experiments.common import harness
 from experiments.sbn import __main__ as sbn
 from experiments.sbn.rules import RULES, estimator
-from experiments.sbn.training import build
+from experiments.sbn.training import Checkpoint, build, variances
 from vijax import rules
 
 PIXELS, DRAWS = 2, 4000
@@ -78,21 +82,79 @@ def test_two_layers_are_unbiased_in_every_weight(name):
         assert_unbiased(jax.tree.map(lambda g: 0.5 * g, draws.phi), answer.phi)
 
 
-@pytest.mark.parametrize("layers", ["8", "6,4"])
-def test_the_script_compares_rules_and_redraws_from_its_folder(layers, tmp_path):
-    folder = sbn.main(
-        ["--smoke", "--rules=rloo,disarm", f"--layers={layers}", f"--results_dir={tmp_path}"]
-    )
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics["rules"]) == {"rloo", "disarm"}
+@pytest.mark.parametrize(("layers", "seeds"), [("8", 2), ("6,4", 1)])
+def test_the_script_compares_rules_and_redraws_from_its_folder(layers, seeds, tmp_path):
+    settings = ["--smoke", "--rules=rloo,disarm", f"--layers={layers}", f"--seeds={seeds}"]
+    folder = sbn.main([*settings, f"--results_dir={tmp_path}"])
+    config, metrics, arrays = harness.read(folder)
+    assert config["layers"] == [int(width) for width in layers.split(",")]  # given: not --smoke's
+    assert metrics["status"] == "finished" and set(metrics["rules"]) == {"rloo", "disarm"}
     assert all(m["test_bound"] >= m["test_elbo"] for m in metrics["rules"].values())
+    history = harness.read_tables(folder)["history"]
+    assert np.all(history.samples_seen == 50 * history.step)
+    assert np.all(np.isfinite(history.drop(columns=["bound", "rule"])))
+    for name, mine in metrics["rules"].items():
+        last = history[(history.rule == name) & (history.step == 50)]
+        assert len(last) == seeds and mine["test_bound"] == pytest.approx(last.test_bound.mean())
+        of_images = arrays[f"rules/{name}/test_bound"]
+        assert mine["test_bound"] == pytest.approx(of_images.mean(), rel=1e-5)
+        if seeds == 2:
+            spread = last.test_bound.std(ddof=1) / 2**0.5
+            assert mine["test_bound_seeds_se"] == pytest.approx(spread, rel=1e-5) and spread > 0.0
+        else:
+            spread = of_images.std(ddof=1) / 64**0.5
+            assert mine["test_bound_images_se"] == pytest.approx(spread, rel=1e-4)
+            assert "test_bound_seeds_se" not in mine
     for figure in (folder / "figures").iterdir():
         figure.unlink()
     sbn.main([f"--replot={folder}"])
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         "train_elbo",
+        "test_bound",
         "gradient_variance",
     }
+
+
+def test_the_variance_is_that_of_the_lab():
+    """Summed over elements, nats^2, of the bound on all data: against draws taken by hand."""
+    config = sbn.smoke_settings(sbn.Config(rules=("rloo",)))
+    job = build(config)
+    est, key = job.estimators["rloo"], jax.random.key(3)
+    params = est.init_params(key)
+    here = [Checkpoint(params, est.init(key, params))]
+    with harness.progress_bar(1, None, "point") as bar:
+        value, error = variances(jax.random.key(4), config, job, "rloo", here, here, bar)
+    batch = vj.Batch(job.train_x[:50], jnp.arange(50))
+    draw = jax.jit(lambda k: est.estimate(k, params, here[0].state, batch)[0].grads.phi)
+    draws = jax.lax.map(draw, jax.random.split(jax.random.key(5), 400))
+    leaves = [np.asarray(leaf).reshape(400, -1) for leaf in jax.tree.leaves(draws)]
+    by_hand = sum(leaf.var(axis=0, ddof=1).sum() for leaf in leaves)
+    spread = error[0] * (1.0 + (config.num_draws / 400) ** 0.5)
+    assert abs(value[0] - by_hand) < 5.0 * spread
+    size = sum(leaf.shape[1] for leaf in leaves)
+    assert abs(value[0] - by_hand / size) > 5.0 * spread  # planted: the mean over elements
+
+
+def test_ctrl_c_keeps_what_there_is(tmp_path):
+    """Pressed as soon as there is anything."""
+    seen = []
+
+    def press():
+        while not seen:
+            seen.extend((tmp_path / "sbn").glob("*/history.csv"))
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(harness.Interrupted):
+        sbn.main(["--smoke", "--rules=rloo,disarm", f"--results_dir={tmp_path}"])
+    thread.join()
+    folder = seen[0].parent
+    _, metrics, _ = harness.read(folder)
+    assert metrics["status"] == "interrupted" and "rloo" in metrics["rules"]
+    assert (folder / "summary.txt").read_text().startswith("UNFINISHED (interrupted")
+    assert {"train_elbo"} <= {path.stem for path in sbn.plot(folder)}  # from what there is
 
 
 @pytest.mark.slow
@@ -100,7 +162,7 @@ def test_the_script_compares_rules_and_redraws_from_its_folder(layers, tmp_path)
 def test_every_rule_runs_and_learns(name, tmp_path):
     folder = sbn.main(["--smoke", f"--rules={name}", "--num_draws=8", f"--results_dir={tmp_path}"])
     metrics = json.loads((folder / "metrics.json").read_text())["rules"][name]
-    curve = np.load(folder / "arrays.npz")[f"curve_{name}"]
+    (curve,) = np.load(folder / "arrays.npz")[f"curve_{name}"]
     assert (
         np.all(np.isfinite(curve))
         and curve[-1] > curve[0]
@@ -111,6 +173,12 @@ def test_every_rule_runs_and_learns(name, tmp_path):
 def test_unknown_rules_are_named():
     with pytest.raises(ValueError, match="choose from reinforce"):
         build(sbn.Config(rules=("rlo",)))
+
+
+@pytest.mark.parametrize("num_steps", [0, 7, 1503])
+def test_steps_that_would_be_rounded_without_a_word_are_refused(num_steps):
+    with pytest.raises(ValueError, match="--num_steps=(0 must|7 .*=50|1503 .*=1500)"):
+        build(sbn.Config(num_steps=num_steps))
 
 
 def test_what_is_given_wins_over_the_preset(capsys):

@@ -4,7 +4,12 @@ report says.
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +24,26 @@ from experiments.common.images import binarized, score
 from experiments.vae import __main__ as vae
 from experiments.vae.held_out import held_out_fitter
 from experiments.vae.problem import build, make_estimator
+from experiments.vae.training import learner
 from vijax.models import Mlp, bernoulli_pixels, normal_pixels
 
-FIGURES = ["elbo_histogram", "latent_map", "learning_curve", "prior_samples", "reconstructions"]
+FIGURES = [
+    "active_units",
+    "bound_against_samples_and_time",
+    "elbo_histogram",
+    "elbo_split",
+    "latent_map",
+    "learning_curve",
+    "prior_samples",
+    "reconstructions",
+]
 TINY = ["--smoke", "--latent-dim", "3"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A finished run with an encoder."""
-    return vae.main([*TINY, f"--results_dir={tmp_path_factory.mktemp('amortized')}"])
+    """A finished run with an encoder and two seeds."""
+    return vae.main([*TINY, "--seeds=2", f"--results_dir={tmp_path_factory.mktemp('amortized')}"])
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +108,75 @@ def test_the_report_is_made_of_the_stored_images(which, request):
     assert arrays["epoch"][-1] == metrics["epochs_run"] == 10
 
 
+@pytest.mark.parametrize(("which", "seeds"), [("folder", 2), ("table_folder", 1)])
+def test_the_learning_curve_is_a_table_by_steps_images_and_seconds(which, seeds, request):
+    folder = request.getfixturevalue(which)
+    _, metrics, arrays = harness.read(folder)
+    history = harness.read_tables(folder)["history"]
+    assert metrics["status"] == "finished" and metrics["seeds_scored"] == seeds
+    for seed, rows in history.groupby("seed"):
+        assert np.all(np.diff(rows.step) > 0) and np.all(np.diff(rows.seconds) > 0)
+        assert np.all(rows.samples_seen == 64 * rows.step) and rows.seconds.iloc[0] > 0
+        np.testing.assert_allclose(rows.epoch, rows.step / 23)  # batches of 64 out of 1,437
+        np.testing.assert_allclose(rows.test_elbo, arrays["test_curves"][seed], rtol=1e-6)
+        assert np.all(np.isfinite(rows.bound))
+    np.testing.assert_allclose(arrays["test_curves"].mean(axis=0), arrays["test_curve"], rtol=1e-6)
+
+
+def test_of_several_seeds_there_are_means_and_standard_errors(folder):
+    _, metrics, arrays = harness.read(folder)
+    each = metrics["test_elbo_seeds"]
+    assert len(each) == 2 and each[0] != each[1]
+    assert metrics["test_elbo"] == pytest.approx(np.mean(each), rel=1e-5)
+    assert metrics["test_elbo_seeds_se"] == pytest.approx(np.std(each, ddof=1) / 2**0.5, rel=1e-5)
+    assert metrics["test_elbo"] == pytest.approx(arrays["test_elbo"].mean(), rel=1e-5)
+    assert "standard errors over seeds" in (folder / "summary.txt").read_text()
+
+
+def test_the_stored_parameters_give_the_scores_again(folder):
+    config = vae.Config(**{**harness.read(folder)[0], "widths": (32,)})
+    job = build(config)
+    guide = learner(config, job).guide
+    estimator = make_estimator(job, guide, len(job.train_x))
+    like = {f"seed_{seed}": estimator.init_params(jax.random.key(1)) for seed in (0, 1)}
+    stored = harness.read_params(folder, like)
+    for seed, expected in enumerate(harness.read(folder)[1]["test_elbo_seeds"]):
+        key = jax.random.split(jax.random.key(seed), 3)[2]
+        params, k = stored[f"seed_{seed}"], config.evidence_samples
+        again = score(key, job.model, guide, params, job.scored_test, k)
+        assert float(np.mean(again.elbo)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ctrl_c_in_the_training_leaves_a_scored_and_marked_run(tmp_path):
+    def press():
+        main = threading.main_thread().ident
+        while not inside(sys._current_frames()[main], "run_chunk"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    settings = ["--epochs=1000000", "--seeds=2", f"--results_dir={tmp_path}"]
+    with pytest.raises(harness.Interrupted):
+        vae.main([*TINY, *settings])
+    thread.join()
+    (folder,) = (tmp_path / "vae").iterdir()
+    config, metrics, arrays = harness.read(folder)
+    assert config["epochs"] == 1_000_000  # --smoke changes what is not given
+    assert metrics["status"] == "interrupted" and metrics["interrupted"]
+    assert metrics["seeds_scored"] == 1 and arrays["test_elbo"].shape == (128,)
+    assert 0.0 < metrics["epochs_run"] < 1000.0
+    assert (folder / "summary.txt").read_text().startswith("UNFINISHED")
+    assert (folder / "figures" / "learning_curve.png").is_file()
+
+
+def inside(frame, name):
+    """Is the code of this frame called, however indirectly, by a function of this name?"""
+    while frame is not None and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame is not None
+
+
 def test_figures_are_drawn_again_from_the_folder_alone(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -140,7 +224,12 @@ def test_the_command_line_takes_every_spelling():
     [
         ({"binarize": "dynamic", "guide": "per_datapoint"}, "belongs to one observed"),
         ({"binarize": "dynamic", "likelihood": "gaussian"}, "nothing to binarize"),
-        ({"epochs": 0}, "at least 1"),
+        ({"epochs": 0}, "--epochs=0 must be at least 1"),
+        ({"num_samples": 0}, "--num_samples=0 must be at least 1"),
+        ({"widths": (8, 0)}, "--widths=8,0 must be at least 1"),
+        ({"seeds": 0}, "--seeds=0 must"),
+        ({"evidence_samples": 1}, "--evidence_samples=1 must be at least 2"),
+        ({"min_scale": 0.0, "likelihood": "gaussian"}, "must be positive"),
         ({"min_scale": -1.0, "likelihood": "gaussian"}, "must be positive"),
     ],
 )
@@ -175,13 +264,13 @@ def test_pixel_densities_match_scipy_and_the_variance_has_a_floor():
     rng = np.random.default_rng(0)
     output, x = rng.normal(size=8).astype(np.float32) * 3, rng.random(4).astype(np.float32)
     scale = np.sqrt(np.exp(2 * np.log(0.1) + np.logaddexp(0.0, output[4:] - 2 * np.log(0.1))))
-    got = normal_pixels(min_scale=0.1).log_prob(jnp.asarray(output), jnp.asarray(x))
+    got = normal_pixels(min_scale=0.1).log_prob(jnp.asarray(x), jnp.asarray(output))
     assert got == pytest.approx(stats.norm.logpdf(x, output[:4], scale).sum(), rel=1e-5)
-    flat = normal_pixels(min_scale=0.1).log_prob(jnp.asarray([0.0, -1e4]), jnp.zeros(1))
+    flat = normal_pixels(min_scale=0.1).log_prob(jnp.zeros(1), jnp.asarray([0.0, -1e4]))
     assert flat == pytest.approx(stats.norm.logpdf(0.0, 0.0, 0.1), rel=1e-5)
     bits = jnp.asarray([0.0, 1.0, 1.0, 0.0])
     expected = stats.bernoulli.logpmf(np.asarray(bits, int), 1 / (1 + np.exp(-output[:4]))).sum()
-    assert bernoulli_pixels().log_prob(jnp.asarray(output[:4]), bits) == pytest.approx(
+    assert bernoulli_pixels().log_prob(bits, jnp.asarray(output[:4])) == pytest.approx(
         expected, rel=1e-5
     )
 

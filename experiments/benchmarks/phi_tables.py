@@ -9,14 +9,14 @@ for less work).
     python -m experiments.benchmarks.phi_tables --only=1e3
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from experiments.benchmarks.common.pairs import BLOCK, Config, compare, report  # isort: skip
+from experiments.benchmarks.common.pairs import BLOCK, Config, compare, script  # isort: skip
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 import vijax as vj
 from vijax import densities, rowwise
@@ -131,16 +131,15 @@ def one_size(num_data: int, pairs: int, num_steps: int = 3200) -> tuple[float, f
     return many.ours_us - few.ours_us, (many.ours_us - few.ours_us) / (many.ideal_us - few.ideal_us)
 
 
-def main() -> None:
-    """Run, print, write."""
-    config, rows = tyro.cli(Config), []
+def rows(config: Config) -> Iterator[Flat]:
+    """One per table size."""
+    smallest = None
     for power in (3, 4, 5, 6):
         if config.only in f"1e{power}":
             ours, ratio = one_size(10**power, config.pairs)
-            smallest = rows[0].ours_us if rows else ours
-            rows.append(Flat(10**power, ours, ours / smallest, ratio))
-    report(rows, config.json)
+            smallest = smallest or ours
+            yield Flat(10**power, ours, ours / smallest, ratio)
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__ or "", rows)

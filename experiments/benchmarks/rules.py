@@ -7,16 +7,15 @@ Expected: about the ratio of evaluations, more for rules that differentiate in z
     python -m experiments.benchmarks.rules
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from experiments.benchmarks.common.pairs import Config, compare, report  # isort: skip
+from experiments.benchmarks.common.pairs import Config, compare, script  # isort: skip
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import vijax as vj
 from experiments.sbn.rules import RULES, estimator, evaluations
@@ -41,9 +40,8 @@ class Cost(NamedTuple):
     first_call: float
 
 
-def main() -> None:
-    """Run, print, write."""
-    config, rows = tyro.cli(Config), []
+def rows(config: Config) -> Iterator[Cost]:
+    """One per rule."""
     x = jnp.asarray(np.random.default_rng(0).random((NUM_DATA, PIXELS)) < 0.2, jnp.float32)
     model = vj.models.sigmoid_belief_net(PIXELS, (LATENTS,))
     guide = vj.models.recognition_net(PIXELS, (LATENTS,))
@@ -76,9 +74,8 @@ def main() -> None:
                 pairs=config.pairs,
             )
             cost = evaluations(choice, LATENTS)
-            rows.append(Cost(name, row.ours_us, row.ratio, cost, row.first_ours))
-    report(rows, config.json)
+            yield Cost(name, row.ours_us, row.ratio, cost, row.first_ours)
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__ or "", rows)

@@ -17,14 +17,13 @@ from experiments.benchmarks.common.pairs import (  # isort: skip  (before jax)
     Row,
     compare,
     hand_loop,
-    report,
+    script,
 )
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from sklearn.datasets import load_digits
 
 import vijax as vj
@@ -124,11 +123,12 @@ def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
         )
 
 
-def main() -> None:
-    """Run, print, write."""
-    config = tyro.cli(Config)
-    report([run() for name, run in workloads(config) if config.only in name], config.json)
+def rows(config: Config) -> Iterator[Row]:
+    """Those that are asked for."""
+    for name, run in workloads(config):
+        if config.only in name:
+            yield run()
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__ or "", rows)

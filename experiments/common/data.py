@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,23 +45,28 @@ class Dataset(NamedTuple):
 
 
 def load(
-    name: str, data_dir: str | Path | None = None, *, sources: Mapping[str, Source] = SOURCES
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    own_files: bool = False,
+    sources: Mapping[str, Source] = SOURCES,
 ) -> Dataset:
     """The data set `name`: "digits", or one of `sources`.
 
     Args:
       data_dir: folder with the files, or with a subfolder `name` that has them; missing files are
-        downloaded there. Files that are already there are taken as they are. Default: the user's
-        cache folder.
+        downloaded there. Default: the user's cache folder.
+      own_files: take files that are already there whatever their checksum.
 
     Raises:
       DataUnavailableError: offline, or a download that does not match its checksum.
+      ValueError: a file is damaged, is not the published one, or does not belong with the others.
     """
     if name == "digits":
         return _digits()
     if name not in sources:
         raise ValueError(f"no data set {name!r}: there are {['digits', *sources]}.")
-    files = fetch(name, sources[name], data_dir)
+    files = fetch(name, sources[name], data_dir, own_files=own_files)
     return _omniglot(files) if name == "omniglot" else _idx_pairs(files)
 
 
@@ -69,27 +75,34 @@ def read_idx(path: str | Path) -> np.ndarray:
     big-endian int32, the bytes.
 
     Raises:
-      ValueError: another magic number, or a length that its header contradicts (a download cut
-        short).
+      ValueError: another magic number, sizes that are not positive, or a length that the header
+        contradicts (a download cut short).
     """
     raw = Path(path).read_bytes()
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.decompress(raw)
-        except EOFError as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            what = "cut short" if isinstance(error, EOFError) else "damaged"
             raise ValueError(
-                f"{path} is cut short: its gzip stream has no end. Delete it and fetch it again."
+                f"{path} is {what}: its gzip stream cannot be read ({error}). Delete it and fetch "
+                "it again."
             ) from error
-    if raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
+    if raw[:3] != b"\x00\x00\x08" or len(raw) < 4 or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(
             f"{path} is no idx file of unsigned bytes: it starts with {raw[:4]!r}, not 00 00 08. "
             f"Fetch it again."
         )
-    shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
-    start = 4 + 4 * raw[3]
-    if len(raw) - start != math.prod(shape.tolist()):
+    shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4).tolist()
+    if not shape or min(shape) < 1:
         raise ValueError(
-            f"{path} has {len(raw) - start} bytes of data, but its header says {shape.tolist()}: "
+            f"{path} holds nothing: its header says that its sizes are {shape}. Delete it and "
+            "fetch it again."
+        )
+    start = 4 + 4 * raw[3]
+    if len(raw) - start != math.prod(shape):
+        raise ValueError(
+            f"{path} has {len(raw) - start} bytes of data, but its header says {shape}: "
             f"the file is damaged. "
             "Delete it and fetch it again."
         )
@@ -113,9 +126,15 @@ def _idx_pairs(files: Mapping[str, Path]) -> Dataset:
     for images, labels in ((train, train_label), (test, test_label)):
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise ValueError(
-                f"images {images.shape} and labels {labels.shape} of {dict(files)} do not belong "
-                f"together."
+                f"images {images.shape} and labels {labels.shape} in {_folder(files)} do not "
+                "belong together: images are [N, rows, columns], labels [N]. Fetch the four files "
+                "of one data set."
             )
+    if train.shape[1:] != test.shape[1:]:
+        raise ValueError(
+            f"training images of {train.shape[1:]} and test images of {test.shape[1:]} pixels in "
+            f"{_folder(files)} do not belong together. Fetch the four files of one data set."
+        )
     return Dataset(
         _flat(train),
         train_label.astype(int),
@@ -124,6 +143,10 @@ def _idx_pairs(files: Mapping[str, Path]) -> Dataset:
         train.shape[1:],
         1.0 / GREY_SCALE,
     )
+
+
+def _folder(files: Mapping[str, Path]) -> str:
+    return ", ".join(sorted({str(path.parent) for path in files.values()}))
 
 
 def _in_order(files: Mapping[str, Path]) -> list[Path]:
@@ -149,22 +172,33 @@ def _omniglot(files: Mapping[str, Path]) -> Dataset:
 
 def _read_characters(path: Path, size: int = 28) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, size, size] of ink, area-averaged, and the index [N] of their alphabet."""
+    try:
+        names, pictures = _pictures(path)
+    except (zipfile.BadZipFile, zlib.error, OSError, SyntaxError) as error:  # or no image inside
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Delete it and fetch it again."
+        ) from error
+    folders = [name.split("/")[:-2] for name in names]  # .../ALPHABET/characterNN/drawing.png
+    if not names or not all(folders):
+        raise ValueError(
+            f"{path} has no files ALPHABET/CHARACTER/drawing.png, so it is not Omniglot's. Delete "
+            "it and fetch it again."
+        )
+    ink = [
+        255 - np.asarray(picture.resize((size, size), Image.Resampling.BOX)) for picture in pictures
+    ]
+    return np.stack(ink), np.unique([folder[-1] for folder in folders], return_inverse=True)[1]
+
+
+def _pictures(path: Path) -> tuple[list[str], list[Image.Image]]:
+    """The names and the images of an archive's .png files, in order."""
     with zipfile.ZipFile(path) as archive:
         names = sorted(
             name
             for name in archive.namelist()
             if name.endswith(".png") and not name.startswith("__MACOSX")
         )
-        if not names:
-            raise ValueError(
-                f"{path} has no .png files, so it is not Omniglot's. Delete it and fetch it again."
-            )
-        pictures = [Image.open(io.BytesIO(archive.read(name))).convert("L") for name in names]
-    ink = [
-        255 - np.asarray(picture.resize((size, size), Image.Resampling.BOX)) for picture in pictures
-    ]
-    alphabets = [name.split("/")[-3] for name in names]  # .../ALPHABET/characterNN/drawing.png
-    return np.stack(ink), np.unique(alphabets, return_inverse=True)[1]
+        return names, [Image.open(io.BytesIO(archive.read(name))).convert("L") for name in names]
 
 
 def threshold(x: np.ndarray) -> np.ndarray:

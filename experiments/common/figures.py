@@ -2,6 +2,7 @@
 `save` writes the file.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,25 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def lines(
-    axes: Axes, series: dict[str, tuple[np.ndarray, np.ndarray]], *, marker: str | None = None
+    axes: Axes,
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    marker: str | None = None,
+    errors: Mapping[str, np.ndarray] = {},  # noqa: B006  (never written to)
 ) -> None:
-    """One named line per entry (x [T], y [T]); colours repeat after ten, then dashed."""
+    """One named line per entry (x [T], y [T]); colours repeat after ten, then dashed.
+
+    Args:
+      errors: half-widths [T] by name: error bars where there are markers, otherwise a band.
+    """
     colours = matplotlib.colormaps["tab10"]
     for i, (name, (x, y)) in enumerate(series.items()):
-        axes.plot(
-            x,
-            y,
-            color=colours(i % 10),
-            linestyle="-" if i < 10 else "--",
-            marker=marker,
-            markersize=4,
-            label=name,
-        )
+        style: Any = {"color": colours(i % 10), "linestyle": "-" if i < 10 else "--", "label": name}
+        half = errors.get(name)
+        if marker is not None:
+            axes.errorbar(x, y, half, marker=marker, markersize=4, capsize=2, **style)
+        else:
+            axes.plot(x, y, **style)
+        if marker is None and half is not None:
+            axes.fill_between(x, y - half, y + half, color=colours(i % 10), alpha=0.2, linewidth=0)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -1,218 +1,220 @@
-"""What every script shares: settings from the command line, a results folder that explains itself,
-progress.
+"""What every script shares: it runs a job into a results folder, ends as it should when a signal or
+an error ends it, and shows progress. Settings are in `settings`, files in `folders`; both are
+reached from here.
+
+**Partial results.** A `run` that takes long is a generator: it yields an `Outcome` of all that
+there is so far whenever there is something new, the last one being the whole.
+
+    def run(config: Config) -> Iterator[Outcome]:
+        rows = []
+        for name in config.estimators:
+            rows.append(measure(name))
+            yield Outcome(metrics(rows), {}, {"leaderboard": table(rows)})
+
+Each is written to the folder as it comes, with its summary, so nothing has to be saved when a
+signal arrives: whatever ends the run, even SIGKILL, the last one lies there. `metrics.json` begins
+with `status`: "running", "finished", "interrupted" or "failed" (then `error` says why, and
+traceback.txt where); summary.txt begins with UNFINISHED unless the run is finished. `report` must
+do with every outcome that is yielded; figures are drawn at the end only, or by --replot.
+
+**Signals.** SIGINT and SIGTERM are the same. Inside `vijax.fit` the first one ends the loop between
+two chunks: the result says `interrupted`, `run` yields what it has and returns without beginning
+anything new (or finishes what is short, as a score), figures are drawn, the run is marked. Anywhere
+else, and at a second signal, KeyboardInterrupt ends `run` where it stands.
 """
 
-import argparse
 import dataclasses
-import hashlib
-import importlib.metadata
-import json
 import os
-import platform
-import re
-import subprocess
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from types import FrameType
+from typing import Any, NoReturn
 
-import jax
-import numpy as np
-import pandas as pd
-import tyro
 from tqdm.auto import tqdm
 
-C = TypeVar("C")
-PACKAGES = ("vijax-research", "jax", "jaxlib", "flax", "optax", "numpy")
+from experiments.common.folders import (
+    Outcome,
+    config_hash,
+    environment,
+    new_folder,
+    over_seeds,
+    read,
+    read_params,
+    read_tables,
+    write,
+    write_json,
+)
+from experiments.common.settings import at_least, parse
+from vijax.optimize.interrupt import Request, interruptible
+
+__all__ = [
+    "Interrupted",
+    "Outcome",
+    "at_least",
+    "config_hash",
+    "console",
+    "execute",
+    "over_seeds",
+    "parse",
+    "progress_bar",
+    "read",
+    "read_params",
+    "read_tables",
+    "stoppable",
+    "write_json",
+]
 
 
-class Outcome(NamedTuple):
-    """What `run(config)` returns: everything that the report and the figures need, and nothing
-    else.
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run before its end; `number` is the signal's."""
 
-    Attributes:
-      metrics: numbers, strings and lists: metrics.json.
-      arrays: whatever is too large for that: arrays.npz.
-      tables: NAME.csv and NAME.json, records.
-    """
-
-    metrics: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-    tables: Mapping[str, pd.DataFrame] = {}
-
-
-def parse(
-    config_type: type[C],
-    description: str,
-    args: Sequence[str] | None = None,
-    *,
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
-) -> C:
-    """A `Config` from the command line: `--num_samples 5`, `--num-samples=5`, `--smoke`,
-    `--smoke=true`, `--widths=200,100`.
-
-    Args:
-      config_type: a frozen dataclass; the comment of a field is its help.
-      description: the script's docstring.
-      presets: values of the field `preset` -> the defaults that they put in place of the
-        dataclass's; what is given wins.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    make: Any = config_type
-    base: Any = None
-    if presets is not None:
-        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        early.add_argument("--preset")
-        chosen = early.parse_known_args(given)[0].preset
-        # Tyro refuses unknown names
-        base = make(preset=chosen, **presets[chosen]) if chosen in presets else None
-    defaults = {field.name: field.default for field in dataclasses.fields(make)}
-    plain = [part for arg in given for part in _spell(arg, defaults)]
-    by_name = sys.orig_argv[1:2] == ["-m"]  # not the path of a __main__.py
-    return tyro.cli(
-        config_type,
-        prog=f"python -m {sys.orig_argv[2]}" if by_name else None,
-        description=description,
-        args=plain,
-        use_underscores=True,
-        default=base,
-    )
-
-
-def _spell(arg: str, defaults: dict[str, Any]) -> list[str]:
-    """`--flag=true`, `--flag=false` and `--list=a,b` as tyro reads them; anything else as it is."""
-    name, equals, value = arg.partition("=")
-    field = name.removeprefix("--").replace("-", "_")
-    default = defaults.get(field) if equals and name.startswith("--") else None
-    if isinstance(default, bool) and value.lower() in ("true", "false"):
-        return [f"--{field}" if value.lower() == "true" else f"--no_{field}"]
-    if isinstance(default, tuple):
-        return [name, *re.split(r",(?![^(]*\))", value)]
-    return [arg]
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
 
 
 def execute(
     name: str,
     config: Any,
-    run: Callable[[Any], Outcome],
+    run: Callable[[Any], Outcome | Iterator[Outcome]],
     report: Callable[[Outcome], str],
     plot: Callable[[Path], Sequence[Path]],
 ) -> Path:
-    """Run a script's job and write its folder: config, environment, metrics, arrays, summary and
-    figures. Returns it.
+    """Run a script's job and write its folder: config, environment, metrics, arrays, parameters,
+    summary and figures. Returns it.
 
     The config's field `results_dir` says where: the folder is results_dir/NAME/<UTC>-<hash of the
     config>.
+
+    Raises:
+      Interrupted: if a signal ended the run; the folder has what there was.
     """
     folder, started = new_folder(name, config), time.perf_counter()
     write_json(folder / "config.json", dataclasses.asdict(config))
-    write_json(folder / "environment.json", environment())
-    outcome = run(config)
-    write_json(folder / "metrics.json", outcome.metrics)
-    arrays: Any = outcome.arrays
-    np.savez_compressed(folder / "arrays.npz", **arrays)
-    for table_name, table in outcome.tables.items():
-        table.to_csv(folder / f"{table_name}.csv", index=False)
-        table.to_json(
-            folder / f"{table_name}.json", orient="records", indent=1, double_precision=15
-        )
-    summary = report(outcome)
-    (folder / "summary.txt").write_text(summary + "\n")
-    print(summary)
-    figures = plot(folder)
-    write_json(
-        folder / "environment.json",
-        environment() | {"seconds": round(time.perf_counter() - started, 2)},
-    )
+    surroundings = environment()
+    kept: list[tuple[Outcome, str]] = []
+
+    def keep(status: str, why: str = "") -> None:
+        """Write what there is."""
+        seconds = round(time.perf_counter() - started, 2)
+        outcome, summary = kept[-1] if kept else (None, "There is no result.")
+        if status != "finished":
+            summary = f"UNFINISHED ({status} after {seconds} s) {why}\n{summary}"
+        write(folder, outcome, {"status": status} | ({"error": why} if why else {}), summary)
+        write_json(folder / "environment.json", surroundings | {"seconds": seconds})
+
+    with stoppable() as stop:
+        try:
+            keep("running")
+            for outcome in _outcomes(run(config)):
+                signals = len(stop.seen)
+                with interruptible():  # a signal waits until all files are of one outcome
+                    kept.append((outcome, report(outcome)))
+                    keep("running")
+                if len(stop.seen) > signals:
+                    raise KeyboardInterrupt
+            status = "interrupted" if stop.seen else "finished"
+            print(kept[-1][1])
+            figures = plot(folder)
+            keep(status)
+        except BaseException as error:
+            stop.closed = True
+            stopped = isinstance(error, KeyboardInterrupt)
+            keep("interrupted" if stopped else "failed", "" if stopped else one_line(error))
+            if not stopped:
+                (folder / "traceback.txt").write_text(traceback.format_exc())
+                raise
+            raise Interrupted(f"interrupted: what there was is in {folder}", stop.number) from error
     print(f"{len(figures)} figures and all numbers are in {folder}")
+    if status == "interrupted":
+        raise Interrupted(f"interrupted: what there was is in {folder}", stop.number)
     return folder
 
 
-def new_folder(name: str, config: Any) -> Path:
-    """An empty results_dir/NAME/<UTC>-<config hash>; a second run within the same second gets a
-    suffix.
+def _outcomes(made: Outcome | Iterator[Outcome]) -> Iterator[Outcome]:
+    return iter([made]) if isinstance(made, Outcome) else made
+
+
+class Stop(Request):
+    """The handler of a script's signals: notes each and raises KeyboardInterrupt.
+
+    Attributes:
+      number: of the last signal.
+      closed: true while what there is is being written for the last time; signals are then ignored.
     """
-    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{config_hash(config)}"
-    root = Path(config.results_dir) / name
-    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        try:
-            (root / (stem + suffix)).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return root / (stem + suffix)
-    raise FileExistsError(
-        f"{root / stem} and 999 like it exist already: give another --results_dir."
-    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number: int = signal.SIGINT
+        self.closed = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """A signal outside of any loop that answers one."""
+        if not self.closed:
+            self.note(number)
+            raise KeyboardInterrupt
+
+    def terminate(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM goes the way of SIGINT, to whoever listens to that."""
+        self.number = number
+        signal.raise_signal(signal.SIGINT)
 
 
-def config_hash(config: Any) -> str:
-    """Eight hexadecimal digits of the settings; where results and data lie on this disk is no part
-    of them.
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, or end a `vijax.fit`, and are noted. Main thread
+    only.
     """
-    places = ("results_dir", "data_dir")
-    settings = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in places
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def environment() -> dict[str, Any]:
-    """Commit, versions, device: what a number depends on beside the settings."""
-    device = jax.devices()[0]
-    return {
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
-        "commit": _git("rev-parse", "HEAD") or "not a git checkout",
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "device": f"{len(jax.devices())} x {device.platform} ({device.device_kind})",
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-        "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
-    }
-
-
-def _git(*args: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *args]
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {signal.SIGINT: stop, signal.SIGTERM: stop.terminate}
+    before = {number: signal.signal(number, handler) for number, handler in before.items()}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Indented JSON; numpy and JAX scalars become numbers, NaN stays NaN."""
-    path.write_text(json.dumps(values, indent=2, default=_plain) + "\n")
+def console(main: Callable[[Sequence[str]], Any]) -> None:
+    """Run a script's `main` as a program: an error is one line on stderr (its traceback with
+    --debug) and exit code 1, a signal one line and 128 + its number.
+    """
+    debug = "--debug" in sys.argv
+    try:
+        main([arg for arg in sys.argv[1:] if arg != "--debug"])
+    except KeyboardInterrupt as stop:
+        _leave(str(stop) or "interrupted", getattr(stop, "number", signal.SIGINT))
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else np.asarray(value).tolist()
+def one_line(error: BaseException) -> str:
+    """The message without its line breaks; the type where the message alone would not do."""
+    words = " ".join(str(error).split())
+    plain = isinstance(error, ValueError | FileNotFoundError) and words
+    return words if plain else f"{type(error).__name__}: {words}"
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
-    """(config, metrics, arrays) of a results folder: all that `plot` may use."""
-    folder = Path(folder)
-    missing = [
-        name
-        for name in ("config.json", "metrics.json", "arrays.npz")
-        if not (folder / name).is_file()
-    ]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} is no finished results folder: it has no {', '.join(missing)}."
-        )
-    with np.load(folder / "arrays.npz") as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    config, metrics = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("config", "metrics")
-    )
-    return config, metrics, arrays
-
-
-def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a results folder, by name."""
-    return {path.stem: pd.read_csv(path) for path in sorted(Path(folder).glob("*.csv"))}
+def _leave(words: str, number: int) -> NoReturn:
+    """End the process at once. XLA may still be compiling or computing in another thread, which the
+    interpreter's ordinary end would pull the ground from under (SIGSEGV).
+    """
+    print(f"\n{words}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 def progress_bar(total: int, what: str | None, unit: str) -> tqdm:

@@ -12,20 +12,22 @@ runs a published comparison instead and prints the published value beside ours.
     python -m experiments.gradient_variance --preset=snr_against_k
 
 A file of yours defines `problem() -> (model, guide, params, batch, exact_gradient_or_None)` and, if
-it brings estimators of its own, `estimators(model, guide) -> {name: Estimator}`; the README shows
-one.
+it brings estimators of its own, `estimators(model, guide, num_samples, objective) -> {name:
+Estimator}`; the README shows one. A batch of fewer data than the model has is a minibatch, the same
+for all draws: variances are those given the minibatch.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import jax
+import pandas as pd
 
 from experiments.common import harness
 from experiments.common.harness import Outcome
-from experiments.gradient_variance import figures, measuring
+from experiments.gradient_variance import figures, job, measuring, tables
 from experiments.gradient_variance.reproductions import REPRODUCTIONS
 from vijax import lab
 
@@ -35,9 +37,10 @@ class Config:
     """Every setting of the job."""
 
     problem: str = "logistic"  # one of PROBLEMS in problems.py, or a file of yours
-    # Of --problem=logistic
-    table: Literal["breast_cancer", "wine", "iris", "digits"] = "breast_cancer"
-    # Names of vijax.catalogue, block=name+block=name, all-legal; none: the problem's list
+    # Of --problem=logistic alone; None: breast_cancer
+    table: Literal["breast_cancer", "wine", "iris", "digits"] | None = None
+    # Names of vijax.catalogue, block=name+block=name, names of your file's, all-legal; none: the
+    # problem's list and all of your file's
     estimators: tuple[str, ...] = ()
     objective: Literal["elbo", "iwae", "renyi"] = "elbo"  # renyi: of order 1/2
     num_samples: int = 2  # K
@@ -48,8 +51,9 @@ class Config:
     # In which learned control variates and running means get used to each point
     control_steps: int = 300
     sweep: tuple[int, ...] = (2, 8, 32)  # K of the sweep of the multi-sample bound
-    sweep_estimators: int = 2  # how many, from the head of the list; 0: no sweep
-    rounds: int = 11  # of interleaved timing
+    # How many, from the head of the list, and all of your file's; 0: no sweep
+    sweep_estimators: int = 2
+    rounds: int = 11  # of interleaved timing, at least 6; 0: none
     # A reproduction: snr_against_k, closed_form_variances, ...; all other settings are then its own
     preset: str = "none"
     seed: int = 0
@@ -60,44 +64,56 @@ class Config:
     replot: str | None = None
 
 
-def run(config: Config) -> Outcome:
-    """The leaderboard, the path and the sweep as tables."""
+def run(config: Config) -> Iterator[Outcome]:
+    """The leaderboard, the other points of the path, the sweep: all that there is after each."""
     if config.preset != "none":
-        return REPRODUCTIONS[config.preset].run(jax.random.key(config.seed), smoke=config.smoke)
-    job = measuring.prepare(config)
-    path_key, judge_key, learn_key, compare_key, sweep_key = jax.random.split(
-        jax.random.key(config.seed), 5
-    )
-    path = measuring.training_path(path_key, config, job)
-    learned: dict[int, dict[str, lab.Learned]] = {}
-    references: dict[int, lab.Reference | None] = {}
-    with harness.progress_bar(2 * len(path) + len(config.sweep), "gradients", "point") as bar:
-        for step, params in path.items():
-            learned[step] = measuring.learn(learn_key, config, job, job.estimators, params)
-            references[step] = measuring.reference(judge_key, config, job, params)
+        yield REPRODUCTIONS[config.preset].run(jax.random.key(config.seed), smoke=config.smoke)
+        return
+    made = job.prepare(config)
+    path_key, point_key, sweep_key = jax.random.split(jax.random.key(config.seed), 3)
+    path = measuring.training_path(path_key, config, made)
+    last, seen = max(path), {}
+    with harness.progress_bar(
+        len(path) + len(config.sweep) * bool(config.sweep_estimators), "gradients", "point"
+    ) as bar:
+        for step, measured in measuring.points(point_key, config, made, path):
+            seen[step] = measured
             bar.update(1)
-        along = lab.along(
-            compare_key,
-            job.estimators,
-            path,
-            job.problem.batch,
-            num_draws=config.num_draws,
-            learned=learned,
-            reference=references,
-            rounds=config.rounds,
-        )
-        bar.update(len(path))
-        swept = measuring.sweep(sweep_key, config, job, path[max(path)], bar)
-    table = lab.to_dataframe(along)
-    tables = {"leaderboard": table[table["at"] == max(path)], "along": table, **swept}
+            yield outcome(config, made, seen, {})
+        swept = measuring.sweep(sweep_key, config, made, path[last], bar)
+    yield outcome(config, made, seen, swept)
+
+
+def outcome(
+    config: Config,
+    made: job.Job,
+    seen: Mapping[int, measuring.Measured],
+    swept: Mapping[str, pd.DataFrame],
+) -> Outcome:
+    """Tables and metrics of the points measured so far, of which the last of the path came first.
+
+    Args:
+      seen: by step.
+      swept: tables of the sweep over K, if it is done.
+    """
+    along = lab.to_dataframe(lab.concatenate([seen[step].comparison for step in sorted(seen)]))
+    board = lab.to_dataframe(seen[max(seen)].comparison)
+    batch_size, num_data = len(made.problem.batch.index), made.problem.num_data
     metrics = {
-        "problem": config.problem,
+        "problem": config.problem if config.table is None else f"logistic ({config.table})",
         "objective": config.objective,
         "num_samples": config.num_samples,
-        "refused": job.refused,
-        "reference": measuring.kind(references[max(path)]),
+        "num_draws": config.num_draws,
+        "num_data": num_data,
+        "batch_size": batch_size,
+        "step": max(seen),
+        "refused": made.refused,
+        "reference": measuring.kind(seen[max(seen)].reference),
+        "leaderboard": board.to_dict("records"),
     }
-    return Outcome(metrics, {}, tables)
+    if "slopes" in swept:
+        metrics["slopes"] = swept["slopes"].to_dict("records")
+    return Outcome(metrics, {}, {"leaderboard": board, "along": along, **swept})
 
 
 def plot(folder: Path) -> list[Path]:
@@ -105,19 +121,20 @@ def plot(folder: Path) -> list[Path]:
     config, metrics, arrays = harness.read(folder)
     if config["preset"] != "none":
         return REPRODUCTIONS[config["preset"]].plot(metrics, arrays, folder)
-    return figures.draw(folder, harness.read_tables(folder))
+    return figures.draw(folder, harness.read_tables(folder), metrics)
 
 
 def main(args: Sequence[str] | None = None) -> Path:
     """Run from the command line (or from `args`); returns the results folder."""
-    config = harness.parse(Config, __doc__ or "", args)
+    config = harness.parse(Config, __doc__ or "", args, smoke=smoke_settings)
     if config.replot is not None:
         print(*plot(Path(config.replot)), sep="\n")
         return Path(config.replot)
     if config.preset not in ("none", *REPRODUCTIONS):
         raise ValueError(f"--preset={config.preset}: choose from {', '.join(REPRODUCTIONS)}.")
-    chosen = smoke_settings(config) if config.smoke else config
-    return harness.execute("gradient_variance", chosen, run, report, plot)
+    usual = Config(smoke=config.smoke)
+    job.check(config, smoke_settings(usual) if config.smoke else usual)
+    return harness.execute("gradient_variance", config, run, report, plot)
 
 
 def smoke_settings(config: Config) -> Config:
@@ -129,25 +146,22 @@ def smoke_settings(config: Config) -> Config:
         control_steps=5,
         sweep=(2, 4),
         sweep_estimators=1,
-        rounds=2,
+        rounds=6,
     )
 
 
 def report(outcome: Outcome) -> str:
     """The leaderboard, best first; the slopes; what was refused, and why."""
-    metrics, tables = outcome.metrics, outcome.tables
+    metrics, found = outcome.metrics, outcome.tables
     if "claims" in metrics:
-        return figures.claims_table(metrics["claims"])
-    setting = (
-        f"{metrics['problem']}, {metrics['objective']}, K = {metrics['num_samples']}; "
-        f"reference {metrics['reference']}"
-    )
-    board = tables["leaderboard"]
-    lines = [figures.leaderboard(board, block, setting) for block in ("phi", "theta")]
-    lines += [figures.slopes_table(tables["slopes"])] if "slopes" in tables else []
+        return tables.claims_table(metrics["claims"])
+    setting = f"{tables.setting(metrics)}; reference {metrics['reference']}"
+    board = found["leaderboard"]
+    lines = [tables.leaderboard(board, block, setting) for block in ("phi", "theta")]
+    lines += [tables.slopes_table(found["slopes"])] if "slopes" in found else []
     lines += [f"refused: {name}: {reason}" for name, reason in metrics["refused"].items()]
     return "\n".join(line for line in lines if line)
 
 
 if __name__ == "__main__":
-    main()
+    harness.console(main)

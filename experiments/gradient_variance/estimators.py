@@ -16,25 +16,30 @@ Estimators = dict[str, vj.Estimator]
 def build(
     names: Iterable[str], problem: Problem, objective: vj.Objective, num_samples: int
 ) -> tuple[Estimators, dict[str, str]]:
-    """(estimators by name, the reason for every name that is illegal here or unknown); the author's
-    own come last.
+    """(estimators by name, the reason for every name that is illegal here or unknown).
 
     A name is one of `vijax.catalogue`, for every latent and block alike, or
-    `block=name+block=name`.
+    `block=name+block=name`, or one that the problem's author gave; all-legal is all of them.
+
+    Raises:
+      ValueError: if the author's name is one of the catalogue's, too.
     """
+    own = problem.own(num_samples, objective)
+    taken = set(own) & set(every_name(problem.guide))
+    if taken:
+        raise ValueError(f"estimators of the file are named as built-in ones are: {sorted(taken)}.")
     wanted = list(dict.fromkeys(names))
     if "all-legal" in wanted:
-        wanted = list(
-            dict.fromkeys([*(n for n in wanted if n != "all-legal"), *every_name(problem.guide)])
-        )
+        named = [name for name in wanted if name != "all-legal"]
+        wanted = list(dict.fromkeys([*named, *every_name(problem.guide), *own]))
     made: Estimators = {}
     refused: dict[str, str] = {}
     for name in wanted:
         try:
-            made[name] = estimator(name, problem, objective, num_samples)
+            made[name] = own.get(name) or estimator(name, problem, objective, num_samples)
         except ValueError as reason:
-            refused[name] = str(reason)
-    return made | dict(problem.own), refused
+            refused[name] = str(reason) + (f" The file's own: {', '.join(own)}." if own else "")
+    return made, refused
 
 
 def estimator(
@@ -43,13 +48,16 @@ def estimator(
     """The estimator of a name; ValueError if it is unknown or illegal here."""
     guide, parts = problem.guide, parts_of(problem.guide)
     chosen = rules_of(name, parts)
+    apart = [rule for rule in chosen.values() if rule in OBJECTIVE_OF]
+    if apart:
+        raise ValueError(f"{apart[0]} is for {OBJECTIVE_OF[apart[0]].name} alone.")
     rules: Any = {part: CATALOGUE[rule](parts[part]) for part, rule in chosen.items()}
     first, same = next(iter(parts)), len(set(chosen.values())) == 1
     counts: Any = {
         part: num_samples if part == first else rule.requires.min_samples
         for part, rule in rules.items()
     }
-    special: Any = OBJECTIVE_OF.get(chosen[first], objective) if same else objective
+    special: Any = objective
     if len(guide.families) > 1:
         special = {"w": special, "z": vj.objectives.elbo}
     elif same:  # one rule for the whole latent
@@ -90,26 +98,29 @@ def rules_of(name: str, parts: Mapping[str, vj.Family]) -> dict[str, str]:
 def judge(
     made: Estimators, problem: Problem, objective: vj.Objective, num_samples: int
 ) -> vj.Estimator | None:
-    """An unbiased estimator of this objective: the problem's trainer, else the first of the named
-    that says it is; or none.
+    """An unbiased estimator of this objective: the problem's trainer, else the first that says it
+    is, of the named, then of the problem's list; or none.
     """
-    if problem.trainer:
+    for name in (problem.trainer, *unbiased(made, problem), *unbiased(problem.estimators, problem)):
         try:
-            return made.get(problem.trainer) or estimator(
-                problem.trainer, problem, objective, num_samples
-            )
-        except ValueError:
-            pass
-    parts = parts_of(problem.guide)
-    for name, one in made.items():
-        if name in problem.own:
+            return made.get(name) or estimator(name, problem, objective, num_samples)
+        except ValueError:  # no name, or illegal here
             continue
-        if all(
-            CATALOGUE[rule](parts[part]).requires.unbiased
-            for part, rule in rules_of(name, parts).items()
-        ):
-            return one
     return None
+
+
+def unbiased(names: Iterable[str], problem: Problem) -> list[str]:
+    """Those whose rules say that they are; an author's own say nothing."""
+    parts = parts_of(problem.guide)
+
+    def says_so(name: str) -> bool:
+        try:
+            chosen = rules_of(name, parts)
+        except ValueError:
+            return False
+        return all(CATALOGUE[rule](parts[part]).requires.unbiased for part, rule in chosen.items())
+
+    return [name for name in names if says_so(name)]
 
 
 def every_name(guide: vj.Guide) -> list[str]:

@@ -1,10 +1,6 @@
-"""The problems that `experiments.gradient_variance` measures gradients on, and how one comes from a
-file.
-"""
+"""The problems that `experiments.gradient_variance` measures gradients on."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +14,25 @@ from experiments.gradient_variance import exact
 from experiments.gradient_variance.exact import Exact
 from vijax.models import Mlp, bernoulli_pixels
 
+Own = Callable[[int, vj.Objective], Mapping[str, vj.Estimator]]
+"""(K, objective) -> the estimators of a problem's author, by name."""
+
+
+def none_of_its_own(num_samples: int, objective: vj.Objective) -> Mapping[str, vj.Estimator]:
+    """No estimators."""
+    return {}
+
 
 class Problem(NamedTuple):
     """Where gradients are measured.
 
     Attributes:
+      batch: data that all gradients are of; fewer than num_data make a minibatch, always the same.
       params: theta and phi to start from.
       exact: the ELBO's gradient, if anything is known of it.
       estimators: compared by default.
       trainer: its run is the training path; it also measures the reference where nothing is exact.
-      own: of the problem's author.
+      own: estimators of the problem's author.
     """
 
     model: vj.Model
@@ -38,7 +43,7 @@ class Problem(NamedTuple):
     exact: Exact | None = None
     estimators: tuple[str, ...] = ("pathwise()", "doubly_reparameterized()", "score()")
     trainer: str = "pathwise()"
-    own: Mapping[str, vj.Estimator] = {}
+    own: Own = none_of_its_own
 
 
 TABLES = {
@@ -73,7 +78,7 @@ DISCRETE = (
 )
 
 
-def conjugate_normal(table: str) -> Problem:
+def conjugate_normal() -> Problem:
     """20 data in 2 dimensions, a row of q's parameters per datum; exact gradients."""
     model, family = vj.models.conjugate_normal(2), vj.families.diag_normal(2)
     theta = {"loc": jnp.array([0.5, -0.5]), "log_scale": jnp.zeros(2)}
@@ -83,7 +88,7 @@ def conjugate_normal(table: str) -> Problem:
     return _problem(model, guide, x)._replace(exact=known, estimators=CONTINUOUS)
 
 
-def logistic(table: str) -> Problem:
+def logistic(table: str = "breast_cancer") -> Problem:
     """Bayesian logistic regression, class 1 against the rest, standardised features and an
     intercept; exact by quadrature.
     """
@@ -98,7 +103,7 @@ def logistic(table: str) -> Problem:
     return _problem(model, guide, x)._replace(exact=known, estimators=CONTINUOUS)
 
 
-def vae(table: str) -> Problem:
+def vae() -> Problem:
     """A VAE on 50 digits with an encoder; the reference is measured."""
     model, x = _digits_vae()
     guide = vj.guides.amortized(vj.families.diag_normal(4), Mlp((64,), 8), x=x[0])
@@ -106,7 +111,7 @@ def vae(table: str) -> Problem:
     return _problem(model, guide, x)._replace(estimators=names, trainer="doubly_reparameterized()")
 
 
-def vae_table(table: str) -> Problem:
+def vae_table() -> Problem:
     """The same with a row of q's parameters per digit."""
     model, x = _digits_vae()
     guide = vj.guides.per_datapoint(vj.families.diag_normal(4), len(x))
@@ -114,7 +119,7 @@ def vae_table(table: str) -> Problem:
     return _problem(model, guide, x)._replace(estimators=names, trainer="doubly_reparameterized()")
 
 
-def sbn(table: str) -> Problem:
+def sbn() -> Problem:
     """A sigmoid belief net with 8 binary latents on 50 digits; exact by enumeration of the 256
     states.
     """
@@ -124,7 +129,7 @@ def sbn(table: str) -> Problem:
     return _problem(model, guide, x)._replace(exact=known, estimators=DISCRETE, trainer="disarm()")
 
 
-def mixture(table: str) -> Problem:
+def mixture() -> Problem:
     """Mixture of factor analysers on standardised iris: a class and a normal factor per flower,
     with rules per block.
     """
@@ -147,7 +152,7 @@ def mixture(table: str) -> Problem:
     return _problem(model, guide, x)._replace(estimators=names, trainer=names[0])
 
 
-def hierarchical(table: str) -> Problem:
+def hierarchical() -> Problem:
     """A normal mean over normal local latents, 20 data in 2 dimensions; exact gradients of the
     mean-field bound.
     """
@@ -167,43 +172,10 @@ def hierarchical(table: str) -> Problem:
     return _problem(model, guide, x)._replace(exact=exact.hierarchical(x), estimators=names)
 
 
-PROBLEMS: Mapping[str, Callable[[str], Problem]] = {
+PROBLEMS: Mapping[str, Callable[[], Problem]] = {
     make.__name__: make
     for make in (conjugate_normal, logistic, vae, vae_table, sbn, mixture, hierarchical)
 }
-
-
-def from_file(path: str) -> Problem:
-    """The problem of a file that defines `problem() -> (model, guide, params, batch,
-    exact_gradient_or_None)`.
-
-    The exact gradient is `params -> gradient of the loss`, or its value at the given params alone.
-    A function `estimators(model, guide) -> {name: Estimator}` in the file adds its author's own.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"--problem={path} is neither a file nor one of {', '.join(PROBLEMS)}.")
-    spec = importlib.util.spec_from_file_location("problem_of_the_user", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--problem={path} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "problem"):
-        raise ValueError(
-            f"{path} defines no problem() -> (model, guide, params, batch, exact_gradient_or_None)."
-        )
-    model, guide, params, batch, given = module.problem()
-    known: Any = given if given is None or callable(given) else exact.only_at(params, given)
-    return Problem(
-        model=model,
-        guide=guide,
-        params=params,
-        batch=batch,
-        num_data=guide.num_data or len(batch.index),
-        exact=known,
-        estimators=("pathwise()", "doubly_reparameterized()", "score()", "score(none())"),
-        trainer="",
-        own=module.estimators(model, guide) if hasattr(module, "estimators") else {},
-    )
 
 
 def _problem(model: vj.Model, guide: vj.Guide, x: Any) -> Problem:

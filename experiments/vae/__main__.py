@@ -5,24 +5,29 @@ et al. 2014). Expect on the 8 x 8 digits, default settings, 360 held-out images:
 -17.8 nats per image, log-evidence about -16.9.
 
     python -m experiments.vae --guide=per_datapoint --objective=iwae --rule=doubly_reparameterized
+
+history.csv has the learning curve by step, images seen and seconds; params.npz the fitted
+parameters, leaf by leaf, which `harness.read_params` reads.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import numpy as np
 
+import vijax as vj
 from experiments.common import harness
 from experiments.common.harness import Outcome
 from experiments.common.images import score
-from experiments.vae import figures, report
-from experiments.vae.held_out import held_out_fitter, posterior_means
+from experiments.vae import figures
+from experiments.vae.held_out import HeldOut, held_out_fitter, posteriors
 from experiments.vae.problem import Job, build
-from experiments.vae.training import CURVE_SAMPLES, train
-from vijax.types import Array, PyTree
+from experiments.vae.results import Scored, outcome, summary
+from experiments.vae.training import CURVE_SAMPLES, Trained, learner, train
+from vijax.diagnostics import Evidence
+from vijax.types import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Config:
     data: Literal["digits", "mnist", "fashion_mnist", "omniglot"] = "digits"
     # Folder with the files, downloaded there if missing; None: the user's cache folder
     data_dir: str | None = None
+    # Take files in data_dir that are not the published ones (another checksum)
+    own_files: bool = False
     # At 1/2; one Bernoulli draw; a new draw at every visit
     binarize: Literal["threshold", "static", "dynamic"] = "threshold"
     # An encoder, or a table of phi_i, one row per image
@@ -57,66 +64,73 @@ class Config:
     evidence_samples: int = 1000  # K of the test log-evidence
     max_scored: int = 2000  # most images of either split that are scored; 0: all
     seed: int = 0
+    # Trainings, with seeds seed, seed + 1, ...; of several, means and the spread between them
+    seeds: int = 1
     smoke: bool = False  # a few seconds' run that shows that everything works
     results_dir: str = "results"
     # Draw the figures of this earlier results folder again, and nothing else
     replot: str | None = None
 
 
-def run(config: Config) -> Outcome:
-    """Train, infer the test images' latents, score both splits. Pure: a function of the settings
-    (and of the clock).
+def run(config: Config) -> Iterator[Outcome]:
+    """Train, infer the test images' latents, score both splits; once per seed. Pure: a function of
+    the settings (and of the clock).
     """
-    job = build(config)
-    train_key, test_key, score_key = jax.random.split(jax.random.key(config.seed), 3)
-    held_out = held_out_fitter(config, job)
-    trained = train(train_key, config, job, held_out)
-    guide, params = trained.guide, trained.params
+    job, trained, scored = build(config), [], []
+    held_out, learn = held_out_fitter(config, job), learner(config, job)
+    for number in range(config.seeds):
+        keys = jax.random.split(jax.random.key(config.seed + number), 3)
+        what = "train" if config.seeds == 1 else f"train, seed {config.seed + number}"
+        before = list(trained)
+        for one in train(keys[0], config, job, learn, held_out, what):
+            trained = [*before, one]
+            yield outcome(config, job, trained, scored)
+        scored.append(judge(keys[1], keys[2], config, job, trained[-1], held_out))
+        yield outcome(config, job, trained, scored)
+        if trained[-1].interrupted:
+            return
+
+
+def judge(
+    test_key: Key, score_key: Key, config: Config, job: Job, one: Trained, held_out: HeldOut | None
+) -> Scored:
+    """Both splits under a training's parameters; rows phi_i of test images are fitted first."""
+    guide, params = one.guide, one.params
     if held_out is not None:  # new rows phi_i, theta frozen
         guide, params = held_out.guide, held_out.fit(test_key, params, None, config.test_steps)
-    few = CURVE_SAMPLES  # enough for an ELBO, whose noise averages out over the images
-    train_scores = score(
-        score_key, job.model, trained.guide, trained.params, job.scored_train, few, "score train"
+    many = config.evidence_samples
+
+    def scores(guide: vj.Guide, params: vj.Params, x: Array, k: int, what: str) -> Evidence:
+        return score(score_key, job.model, guide, params, x, k, what)
+
+    # Few samples are enough for an ELBO, whose noise averages out over the images
+    return Scored(
+        trained=one,
+        train=scores(one.guide, one.params, job.scored_train, CURVE_SAMPLES, "score train"),
+        test=scores(guide, params, job.scored_test, many, "score test"),
+        posteriors=posteriors(guide, params, job.scored_test),
     )
-    test_scores = score(
-        score_key, job.model, guide, params, job.scored_test, config.evidence_samples, "score test"
-    )
-    metrics = report.summarize(train_scores, test_scores) | {
-        "num_train": len(job.train_x),
-        "num_samples": job.num_samples,
-        "evidence_samples": config.evidence_samples,
-        "compile_seconds": trained.compile_seconds,
-        "compilations": trained.compilations,
-        "seconds_per_epoch": trained.seconds_per_epoch,
-        "training_seconds": trained.seconds,
-        "epochs_run": float(trained.epoch[-1]),
-        "interrupted": trained.interrupted,
-    }
-    arrays = {
-        "epoch": trained.epoch,
-        "train_curve": trained.train_curve,
-        "test_curve": trained.test_curve,
-        "train_elbo": train_scores.elbo,
-        "test_elbo": test_scores.elbo,
-        "test_log_evidence": test_scores.log_evidence,
-        "test_standard_error": test_scores.standard_error,
-    } | pictures(config, job, params.theta, posterior_means(guide, params, job.scored_test))
-    return Outcome(metrics, {name: np.asarray(value) for name, value in arrays.items()})
 
 
 def plot(folder: Path) -> list[Path]:
     """All figures of a results folder, from the folder alone."""
-    return figures.draw(folder, harness.read(folder)[2])
+    config, metrics, arrays = harness.read(folder)
+    if "original" not in arrays:
+        raise ValueError(
+            f"{folder} is of a run that ended before its test images were scored: there is only "
+            "its learning curve, history.csv."
+        )
+    history = harness.read_tables(folder)["history"]
+    return figures.draw(folder, config, metrics, arrays, history)
 
 
 def main(args: Sequence[str] | None = None) -> Path:
     """Run from the command line (or from `args`); returns the results folder."""
-    config = harness.parse(Config, __doc__ or "", args)
+    config = harness.parse(Config, __doc__ or "", args, smoke=smoke_settings)
     if config.replot is not None:
         print(*plot(Path(config.replot)), sep="\n")
         return Path(config.replot)
-    chosen = smoke_settings(config) if config.smoke else config
-    return harness.execute("vae", chosen, run, lambda done: report.report(done.metrics), plot)
+    return harness.execute("vae", config, run, summary, plot)
 
 
 def smoke_settings(config: Config) -> Config:
@@ -131,35 +145,5 @@ def smoke_settings(config: Config) -> Config:
     )
 
 
-def pictures(config: Config, job: Job, theta: PyTree, latent: Array) -> dict[str, Any]:
-    """Images and latents to look at: originals beside reconstructions, means at draws of the prior,
-    and the posterior means [M', D] of the test images.
-    """
-
-    @jax.jit
-    @jax.vmap
-    def decode(z: Array) -> Array:
-        return job.likelihood.mean(job.decoder.apply(theta, z)).reshape(job.images.image_shape)
-
-    label = job.images.test_label[: len(latent)]
-    shown = one_per_class(label)
-    prior = np.random.default_rng(config.seed).standard_normal((100, config.latent_dim), np.float32)
-    return {
-        "latent": latent,
-        "label": label,
-        "original": job.scored_test[shown].reshape(-1, *job.images.image_shape),
-        "reconstruction": decode(latent[shown]),
-        "prior_means": decode(prior),
-    }
-
-
-def one_per_class(label: np.ndarray) -> np.ndarray:
-    """[<= 10] rows: the first of each of the first ten classes, or simply the first ten if there
-    are fewer classes.
-    """
-    rows = np.unique(label, return_index=True)[1][:10]
-    return rows if len(rows) == 10 else np.arange(min(10, len(label)))
-
-
 if __name__ == "__main__":
-    main()
+    harness.console(main)

@@ -9,6 +9,7 @@ import optax
 
 import vijax as vj
 from experiments.vae.problem import Job, make_estimator, make_guide
+from vijax.families import Kl, need
 from vijax.types import Array, Key, PyTree
 
 if TYPE_CHECKING:
@@ -48,7 +49,31 @@ def held_out_fitter(config: "Config", job: Job) -> HeldOut | None:
     return HeldOut(guide, fit)
 
 
-def posterior_means(guide: vj.Guide, params: vj.Params, x: Array) -> Array:
-    """[M, D] means of q(z_i) for the images x [M, P], the first M rows."""
+class Posteriors(NamedTuple):
+    """q(z_i) of the images of a split, and how far it is from the prior.
+
+    Attributes:
+      mean: [M, D].
+      kl: [M, D] KL(q(z_id) || p(z_id)) of every unit, nats; their sum is that of the image.
+    """
+
+    mean: Array
+    kl: Array
+
+
+def posteriors(guide: vj.Guide, params: vj.Params, x: Array) -> Posteriors:
+    """Of the images x [M, P], the first M rows."""
     batch = vj.Batch(x, jnp.arange(len(x)))
-    return jax.jit(lambda phi: vj.guides.locate(guide, phi, batch).lam["z"]["loc"])(params.phi)
+    unit = need(vj.families.diag_normal(1), Kl).value
+
+    @jax.jit
+    def run(phi: PyTree) -> Posteriors:
+        lam = vj.guides.locate(guide, phi, batch).lam["z"]
+
+        def of_unit(lam: PyTree) -> Array:
+            one = jax.tree.map(lambda leaf: leaf[None], lam)
+            return unit(one, jax.tree.map(jnp.zeros_like, one))
+
+        return Posteriors(lam["loc"], jax.vmap(jax.vmap(of_unit))(lam))
+
+    return run(params.phi)

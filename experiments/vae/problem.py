@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax.numpy as jnp
 
 import vijax as vj
-from experiments.common import data
+from experiments.common import data, harness
 from vijax.models import Likelihood, Mlp, bernoulli_pixels, normal_pixels, vae
 from vijax.types import Array
 
@@ -45,21 +45,24 @@ def build(config: "Config") -> Job:
     they seem to ask.
     """
     check(config)
-    images = data.load(config.data, config.data_dir)
+    images = data.load(config.data, config.data_dir, own_files=config.own_files)
     gaussian, most = config.likelihood == "gaussian", config.max_scored or None
     fixed = data.threshold if config.binarize == "threshold" else data.sampled(config.seed)
     observe = (lambda x: x) if gaussian else fixed
     train_x = images.train_x if config.binarize == "dynamic" else observe(images.train_x)
     likelihood = bernoulli_pixels()
     if gaussian:
-        likelihood = normal_pixels(min_scale=config.min_scale or images.grey_step)
+        least = images.grey_step if config.min_scale is None else config.min_scale
+        likelihood = normal_pixels(min_scale=least)
     decoder = Mlp(config.widths[::-1], images.train_x.shape[1] * likelihood.outputs_per_pixel)
     objectives = {
         "elbo": vj.objectives.elbo,
         "iwae": vj.objectives.iwae,
         "renyi": vj.objectives.renyi(config.alpha),
     }
-    one_is_enough = config.objective == "elbo" and config.rule != "score"
+    num_samples = config.num_samples
+    if num_samples is None:
+        num_samples = 1 if config.objective == "elbo" and config.rule != "score" else 5
     return Job(
         images=images,
         train_x=jnp.asarray(train_x),
@@ -70,7 +73,7 @@ def build(config: "Config") -> Job:
         model=vae(decoder, config.latent_dim, likelihood),
         objective=objectives[config.objective],
         rule=RULES[config.rule](),
-        num_samples=config.num_samples or (1 if one_is_enough else 5),
+        num_samples=num_samples,
     )
 
 
@@ -87,10 +90,8 @@ def check(config: "Config") -> None:
             "--likelihood=gaussian models grey values: there is nothing to binarize. Leave "
             "--binarize out."
         )
-    if config.epochs < 1 or config.batch_size < 1:
-        raise ValueError(
-            f"--epochs={config.epochs} --batch_size={config.batch_size}: both must be at least 1."
-        )
+    counts = ("num_samples", "latent_dim", "widths", "batch_size", "epochs", "test_steps", "seeds")
+    harness.at_least(config, **dict.fromkeys(counts, 1), evidence_samples=2, max_scored=0)
 
 
 def make_guide(config: "Config", x: Array) -> vj.Guide:

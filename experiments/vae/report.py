@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vijax.diagnostics import Evidence
+
+ACTIVE = 0.01  # variance over images of a unit's posterior mean, from which the unit counts
 
 
 def summarize(train: Evidence, test: Evidence) -> dict[str, Any]:
@@ -33,6 +36,33 @@ def summarize(train: Evidence, test: Evidence) -> dict[str, Any]:
     return means | errors | sampling
 
 
+def split(mean: ArrayLike, kl: ArrayLike, elbo: ArrayLike) -> dict[str, Any]:
+    """The ELBO of the test images as reconstruction E_q[log p(x | z)] less KL(q || prior), in nats
+    per image, and how many units of z carry something.
+
+    A unit is active if its posterior mean varies over the images: Var_x E_q[z] > 0.01. Burda et al.
+    2016, section 5.2.
+
+    Args:
+      mean: [M, D] posterior means.
+      kl: [M, D] of every unit.
+      elbo: [M].
+    """
+    total = np.sum(np.asarray(kl), axis=1)
+    each = {"test_kl": total, "test_reconstruction": np.asarray(elbo) + total}
+    means = {name: float(np.mean(values)) for name, values in each.items()}
+    errors = {
+        f"{name}_images_se": float(np.std(values, ddof=1) / len(values) ** 0.5)
+        for name, values in each.items()
+    }
+    return means | errors | {"active_units": int(np.sum(activity(mean) > ACTIVE))}
+
+
+def activity(mean: ArrayLike) -> np.ndarray:
+    """[D] variance over images of posterior means [M, D]."""
+    return np.var(np.asarray(mean), axis=0, ddof=1)
+
+
 def report(metrics: Mapping[str, Any]) -> str:
     """Nats per image; every figure beside what its error means."""
     m = metrics
@@ -49,6 +79,8 @@ def report(metrics: Mapping[str, Any]) -> str:
         ("test ELBO", "test_elbo", f"{m['test_scored']} images"),
         ("test log-evidence", "test_log_evidence", own),
         ("gap", "gap", "log-evidence minus ELBO, about KL(q || posterior)"),
+        ("reconstruction", "test_reconstruction", "of the test ELBO: E_q[log p(x | z)]"),
+        ("KL to the prior", "test_kl", f"of the test ELBO; {m['active_units']:g} active units"),
     )
     lines = [head + (", interrupted" if m["interrupted"] else ""), f"{'':20}nats per image"]
     for label, name, note in rows:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -26,17 +26,49 @@ CURVE_POINTS = 30
 CURVE_SAMPLES = 10  # per image: their noise averages out over the images
 CURVE_TEST_STEPS = 100  # of phi_i of test images, from where they were
 
-Evaluate = Callable[[vj.Params], tuple[float, float]]
-"""Params -> ELBO of (train, test), nats per image."""
+Evaluate = Callable[[vj.Params], dict[str, float]]
+"""Params -> ELBO of both splits, as columns of `Point`."""
+
+
+class Point(NamedTuple):
+    """A point of the learning curve; the columns of history.csv.
+
+    Attributes:
+      samples_seen: training images used, repetitions included: steps times the batch.
+      seconds: of training until here, compilation and evaluations left out.
+      bound: the objective that is trained, of the last recorded minibatch, nats per image.
+      train_elbo: of fixed training images and noise, nats per image.
+      train_elbo_images_se: its standard error over images.
+      test_elbo: of fixed test images.
+      test_elbo_images_se: standard error.
+    """
+
+    step: int
+    epoch: float
+    samples_seen: int
+    seconds: float
+    bound: float
+    train_elbo: float
+    train_elbo_images_se: float
+    test_elbo: float
+    test_elbo_images_se: float
+
+
+class Learner(NamedTuple):
+    """What a training needs beside its key."""
+
+    guide: vj.Guide
+    estimator: vj.Estimator
+    algorithm: vj.Algorithm
+    num_steps: int
 
 
 class Trained(NamedTuple):
     """A trained model, and how it went.
 
     Attributes:
-      epoch: [T].
-      train_curve: [T] ELBO, nats per image.
-      test_curve: [T].
+      history: one row per evaluation of the learning curve, see `Point`.
+      epochs: taken, in all.
       compilations: until the first chunk's result was read.
       compile_seconds: first chunk's time above a usual chunk's: initialisation, tracing and
         compiling.
@@ -46,9 +78,8 @@ class Trained(NamedTuple):
 
     guide: vj.Guide
     params: vj.Params
-    epoch: np.ndarray
-    train_curve: np.ndarray
-    test_curve: np.ndarray
+    history: list["Point"]
+    epochs: float
     compilations: int
     compile_seconds: float
     seconds_per_epoch: float
@@ -56,12 +87,10 @@ class Trained(NamedTuple):
     interrupted: bool
 
 
-def train(key: Key, config: "Config", job: Job, test: HeldOut | None) -> Trained:
-    """Fit theta and phi on the training images; `test` from `held_out_fitter`."""
+def learner(config: "Config", job: Job) -> Learner:
+    """What trains; made once, so that further seeds compile nothing."""
     num_data = len(job.train_x)
-    per_epoch = steps_per_epoch(num_data, config.batch_size)
-    num_steps = config.epochs * per_epoch
-    chunk_size = max(1, min(100, num_steps // 4))
+    num_steps = config.epochs * steps_per_epoch(num_data, config.batch_size)
     guide = make_guide(config, job.train_x)
     estimator = make_estimator(job, guide, num_data)
     estimator = binarized(estimator) if config.binarize == "dynamic" else estimator
@@ -70,37 +99,44 @@ def train(key: Key, config: "Config", job: Job, test: HeldOut | None) -> Trained
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, num_steps)),
         rows=vj.rowwise.adam(optax.cosine_decay_schedule(config.row_learning_rate, num_steps)),
     )
+    return Learner(guide, estimator, algorithm, num_steps)
+
+
+def train(
+    key: Key, config: "Config", job: Job, learn: Learner, test: HeldOut | None, what: str
+) -> Iterator[Trained]:
+    """Fit theta and phi on the training images; yields how far it is at every point of the learning
+    curve, and where a signal ends it.
+
+    Args:
+      test: from `held_out_fitter`.
+      what: title of the progress bar.
+    """
+    num_data, per_epoch = len(job.train_x), learn.num_steps // config.epochs
+    chunk_size = max(1, min(100, learn.num_steps // 4))
+    part = -(-config.epochs * per_epoch // CURVE_POINTS // chunk_size) * chunk_size
     init_key, fit_key, curve_key = jax.random.split(key, 3)
-    evaluate = curve_evaluator(curve_key, job, guide, test)
-    bar = harness.progress_bar(config.epochs, "train", "epoch")
+    evaluate = curve_evaluator(curve_key, job, learn.guide, test)
+    bar, result = harness.progress_bar(config.epochs, what, "epoch"), None
     with compilations() as compiled, bar:
-        watch = Watch(config, num_steps, per_epoch, num_data, evaluate, compiled, bar)
+        watch = Watch(config, learn.num_steps, per_epoch, num_data, evaluate, compiled, bar)
         began = watch.mark
-        result = vj.fit(
-            fit_key,
-            algorithm,
-            estimator.init_params(init_key),
-            job.train_x,
-            num_steps=num_steps,
-            batch_size=config.batch_size,
-            record_every=chunk_size,
-            chunk_size=chunk_size,
-            callbacks=[watch],
-        )
-        seconds = time.perf_counter() - began
-    epoch, train_curve, test_curve = np.asarray(watch.curve).T
-    return Trained(
-        guide=guide,
-        params=result.params,
-        epoch=epoch,
-        train_curve=train_curve,
-        test_curve=test_curve,
-        compilations=watch.first_compilations,
-        compile_seconds=watch.compile_seconds(),
-        seconds_per_epoch=watch.seconds_per_step() * per_epoch,
-        seconds=seconds,
-        interrupted=result.interrupted,
-    )
+        while result is None or (result.num_steps < learn.num_steps and not result.interrupted):
+            done = 0 if result is None else result.num_steps
+            watch.mark = time.perf_counter()
+            result = vj.fit(
+                fit_key,
+                learn.algorithm,
+                learn.estimator.init_params(init_key) if result is None else None,
+                job.train_x,
+                num_steps=min(part, learn.num_steps - done),
+                batch_size=config.batch_size,
+                record_every=chunk_size,
+                chunk_size=chunk_size,
+                callbacks=[watch],
+                resume=result,
+            )
+            yield watch.trained(learn, result, time.perf_counter() - began)
 
 
 @dataclasses.dataclass
@@ -108,7 +144,7 @@ class Watch:
     """The callback of the fit: times its chunks, evaluates the learning curve, moves the bar.
 
     Attributes:
-      curve: (epoch, train, test) of every evaluation.
+      curve: every evaluation.
       chunks: (steps, seconds) of every chunk, without the evaluation after it.
       mark: when the present chunk began.
     """
@@ -120,7 +156,7 @@ class Watch:
     evaluate: Evaluate
     compiled: Compilations
     bar: tqdm
-    curve: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
+    curve: list[Point] = dataclasses.field(default_factory=list)
     chunks: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     first_compilations: int = 0
     mark: float = dataclasses.field(default_factory=time.perf_counter)
@@ -132,15 +168,42 @@ class Watch:
         done = sum(steps for steps, _ in self.chunks)
         self.chunks.append((seen.step - done, time.perf_counter() - self.mark))
         epoch, apart = seen.step / self.per_epoch, self.config.epochs / CURVE_POINTS
-        if not self.curve or epoch - self.curve[-1][0] >= apart or seen.step == self.num_steps:
-            self.curve.append((epoch, *self.evaluate(seen.params)))
+        live = -float(seen.history.loss[-1]) / self.num_data
+        last = seen.step == self.num_steps
+        if not self.curve or epoch - self.curve[-1].epoch >= apart or last:
+            self.curve.append(self.point(seen, live))
         self.bar.update(round(epoch) - self.bar.n)
-        live, (_, train, test) = -seen.history.loss[-1] / self.num_data, self.curve[-1]
         self.bar.set_postfix_str(
-            f"{self.config.objective} of a batch {live:.2f}, ELBO train {train:.2f} "
-            f"test {test:.2f} nats per image"
+            f"{self.config.objective} of a batch {live:.2f}, ELBO train "
+            f"{self.curve[-1].train_elbo:.2f} test {self.curve[-1].test_elbo:.2f} nats per image"
         )
         self.mark = time.perf_counter()
+
+    def point(self, seen: vj.Progress, bound: float) -> Point:
+        """The learning curve here."""
+        return Point(
+            step=seen.step,
+            epoch=seen.step / self.per_epoch,
+            samples_seen=seen.step * self.config.batch_size,
+            seconds=sum(seconds for _, seconds in self.chunks),
+            bound=bound,
+            **self.evaluate(seen.params),
+        )
+
+    def trained(self, learn: Learner, result: vj.FitResult, seconds: float) -> Trained:
+        """How far it is."""
+        compiling = self.compile_seconds()
+        return Trained(
+            guide=learn.guide,
+            params=result.params,
+            history=[one._replace(seconds=one.seconds - compiling) for one in self.curve],
+            epochs=result.num_steps / self.per_epoch,
+            compilations=self.first_compilations,
+            compile_seconds=compiling,
+            seconds_per_epoch=self.seconds_per_step() * self.per_epoch,
+            seconds=seconds,
+            interrupted=result.interrupted,
+        )
 
     def seconds_per_step(self) -> float:
         """Median of the chunks after the first, which compiles."""
@@ -162,14 +225,17 @@ def curve_evaluator(key: Key, job: Job, guide: vj.Guide, test: HeldOut | None) -
     carried: list[PyTree] = [None]
     train_x, test_x = job.scored_train, job.scored_test
 
-    def elbo(guide: vj.Guide, params: vj.Params, x: Array) -> float:
-        return float(np.mean(score(key, job.model, guide, params, x, CURVE_SAMPLES).elbo))
+    def elbo(split: str, guide: vj.Guide, params: vj.Params, x: Array) -> dict[str, float]:
+        each = score(key, job.model, guide, params, x, CURVE_SAMPLES).elbo
+        error = float(np.std(each, ddof=1) / len(each) ** 0.5)
+        return {f"{split}_elbo": float(np.mean(each)), f"{split}_elbo_images_se": error}
 
-    def evaluate(params: vj.Params) -> tuple[float, float]:
+    def evaluate(params: vj.Params) -> dict[str, float]:
+        train = elbo("train", guide, params, train_x)
         if test is None:
-            return elbo(guide, params, train_x), elbo(guide, params, test_x)
+            return train | elbo("test", guide, params, test_x)
         fitted = test.fit(key, params, carried[0], CURVE_TEST_STEPS)
         carried[0] = fitted.phi
-        return elbo(guide, params, train_x), elbo(test.guide, fitted, test_x)
+        return train | elbo("test", test.guide, fitted, test_x)
 
     return evaluate

@@ -26,7 +26,7 @@ class Blocks(NamedTuple):
       size: [M] elements.
       norm: of the mean gradient; its square is corrected for the variance of the mean.
       norm_error: standard error, as all that are called so.
-      variance: of one draw, summed over elements: the trace of the covariance.
+      variance: of one draw, summed over elements, nats^2: see `lab.gradient_report`.
       variance_error: standard error.
       snr: norm of the reference, or without one of the mean, over the root of the variance.
       snr_error: standard error.
@@ -94,16 +94,21 @@ def columns(
     norm_of_bias = jnp.sqrt(jnp.maximum(total(bias**2) - noise, 0.0))
     z = per_leaf(lambda part: jnp.max(part, initial=0.0), ratio(jnp.abs(bias), bias_error), sizes)
     worst = jnp.max(jnp.where(members, z[None], -jnp.inf), axis=1)
-    return (*figures, norm_of_bias, worst, *_tested(worst, size, noise, n - 1))
+    found = p_of_largest(worst, size, n - 1), _detectable(size, noise, n - 1)
+    return (*figures, norm_of_bias, worst, *found)
 
 
-def _tested(worst: Array, size: Array, noise: Array, freedom: Any) -> tuple[Array, Array]:
-    """(p-value of the largest of `size` z-scores, the bias of an element that would be found)."""
+def p_of_largest(worst: Array, size: Array, freedom: Any) -> Array:
+    """Of the largest of `size` z-scores, each of a mean of freedom + 1 draws."""
     one = jnp.minimum(2.0 * special.ndtr(-_as_normal(worst, freedom)), 1.0 - 1e-6)
-    p_value = jnp.where(size > 0, -jnp.expm1(size * jnp.log1p(-one)), jnp.nan)
+    return jnp.where(size > 0, -jnp.expm1(size * jnp.log1p(-one)), jnp.nan)
+
+
+def _detectable(size: Array, noise: Array, freedom: Any) -> Array:
+    """The bias of an element that would be found."""
     per_test = -jnp.expm1(np.log1p(-LEVEL) / size)
     reach = _as_student(-special.ndtri(per_test / 2.0), freedom) - special.ndtri(LEVEL)
-    return p_value, reach * jnp.sqrt(noise / size)
+    return reach * jnp.sqrt(noise / size)
 
 
 def per_leaf(reduce: Callable[[Array], Array], column: Array, sizes: Sequence[int]) -> Array:

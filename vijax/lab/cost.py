@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from vijax.estimators import EVALUATION
 from vijax.inference import Estimator
@@ -29,6 +30,7 @@ INLINE = (
 )
 TINY = 1e-30  # a step so small that the parameters stay what they are
 MOST = 2**24  # gradients in a loop: where doubling stops, should the clock stand still
+FEWEST = 6  # rounds that a 95 % interval of a median needs
 
 
 class Timing(NamedTuple):
@@ -37,11 +39,15 @@ class Timing(NamedTuple):
     Attributes:
       names: of the estimators.
       microseconds: [E] per gradient, median over rounds.
+      low: [E] of its 95 % interval, by what differs between rounds.
+      high: [E] of the interval.
       rounds: [R, E] microseconds; round r of all of them is measured within one stretch of time.
     """
 
     names: tuple[str, ...]
     microseconds: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     rounds: np.ndarray
 
 
@@ -136,14 +142,20 @@ def timing(
     rounds: int = 11,
     seconds: float = 0.02,
 ) -> Timing:
-    """Wall time of one gradient in a compiled loop, steady state: A B C A B C ..., and the median
-    of the rounds.
+    """Wall time of one gradient in a compiled loop, steady state, without what starting the loop
+    costs: the median of rounds.
+
+    Every round has all estimators in a new order, so that a machine that becomes slower favours
+    none; ratios are to be taken within rounds.
 
     Args:
       params: of every estimator.
       states: of every estimator.
-      rounds: of all estimators.
+      rounds: of all estimators, at least 6.
       seconds: how long a loop of one round should take, at least one gradient.
+
+    Raises:
+      ValueError: if there are too few rounds for an interval.
     """
     names = tuple(estimators)
 
@@ -167,11 +179,36 @@ def interleaved(
     Args:
       run: (name, count) -> seconds that so many gradients took.
     """
-    counts = {name: calibrate(functools.partial(run, name), seconds) for name in names}
-    table = [
-        [1e6 * run(name, counts[name]) / counts[name] for name in names] for _ in range(rounds)
+    check_rounds(rounds)
+    calls, random = [functools.partial(run, name) for name in names], np.random.default_rng(0)
+    # A call of none: others can make it slower, never faster
+    starts = [min(call(0) for _ in range(5)) for call in calls]
+    counts = [
+        calibrate(lambda count, call=call, start=start: call(count) - start, seconds)
+        for call, start in zip(calls, starts, strict=True)
     ]
-    return Timing(tuple(names), np.median(table, axis=0), np.asarray(table))
+    table = np.empty((rounds, len(calls)))
+    for row in table:
+        for i in random.permutation(len(calls)):
+            row[i] = 1e6 * (calls[i](counts[i]) - starts[i]) / counts[i]
+    return Timing(tuple(names), *between_rounds(table), table)
+
+
+def check_rounds(rounds: int) -> None:
+    """Raises ValueError for too few."""
+    if rounds < FEWEST:
+        raise ValueError(
+            f"rounds={rounds}: the 95 % interval of a median needs at least {FEWEST} rounds of "
+            f"timing."
+        )
+
+
+def between_rounds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median of rounds [R, ...], and its 95 % interval: two of the rounds' own values, whatever
+    their distribution (Conover 1999, section 3.2).
+    """
+    ordered, outside = np.sort(values, axis=0), int(stats.binom.ppf(0.025, len(values), 0.5))
+    return np.median(values, axis=0), ordered[outside - 1], ordered[-outside]
 
 
 def calibrate(run: Callable[[int], float], seconds: float, *, calls: int = 5) -> int:

@@ -6,14 +6,28 @@ import numpy as np
 import pandas as pd
 
 
-def to_dataframe(result: NamedTuple) -> pd.DataFrame:
-    """The columns of a `Comparison`, `Blocks`, `Slopes` or `Sources` as a table; of a
-    `GradientReport`, its blocks.
+class Table(pd.DataFrame):
+    """A DataFrame that shows all of its columns, below each other where a line is too short."""
 
-    Print it with `print(table.to_string(index=False))`, write it with `to_csv` and `to_json`.
+    @property
+    def _constructor(self) -> type["Table"]:
+        return Table
+
+    def __repr__(self) -> str:
+        with pd.option_context("display.max_columns", None, "display.precision", 4):
+            return super().__repr__()
+
+    def _repr_html_(self) -> str | None:
+        with pd.option_context("display.max_columns", None, "display.precision", 4):
+            return super()._repr_html_()  # pyright: ignore[reportCallIssue]
+
+
+def to_dataframe(result: NamedTuple) -> Table:
+    """The columns of a `Comparison`, `Blocks`, `Slopes` or `Sources` as a table; of a
+    `GradientReport`, its blocks. It prints whole; `to_csv` and `to_json` write it.
     """
     columns: dict[str, Any] = result._asdict()
     blocks = columns.get("blocks")
     if blocks is not None:
         return to_dataframe(blocks)
-    return pd.DataFrame({name: np.asarray(column) for name, column in columns.items()})
+    return Table({name: np.asarray(column) for name, column in columns.items()})

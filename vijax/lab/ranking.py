@@ -6,7 +6,7 @@ import numpy as np
 from scipy import special
 
 from vijax.lab.blocks import LEVEL
-from vijax.lab.cost import Timing
+from vijax.lab.cost import Timing, between_rounds
 
 HALF_WIDTH = float(special.ndtri(1.0 - LEVEL / 2.0))  # of a 95 % interval in standard errors
 # Relative difference of variances that rounding can make, however well common noise cancels
@@ -46,11 +46,10 @@ def ranks(log_ratio: np.ndarray, error: np.ndarray) -> np.ndarray:
     return 1 + np.sum(smaller & (log_ratio > ALIKE), axis=1)
 
 
-def relative_times(times: Timing | None, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """[E] log time over the first's, and its error: ratios within rounds, median and its
-    large-sample standard error; nan for `num` estimators without times.
+def relative_times(times: Timing | None, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[E] log time over the first's and its 95 % interval: ratios within rounds; nan for `num`
+    estimators without times.
     """
     if times is None:
-        return np.full(num, np.nan), np.full(num, np.nan)
-    ratios = np.log(times.rounds / times.rounds[:, :1])
-    return np.median(ratios, axis=0), 1.2533 * np.std(ratios, axis=0, ddof=1) / len(ratios) ** 0.5
+        return np.full(num, np.nan), np.full(num, np.nan), np.full(num, np.nan)
+    return between_rounds(np.log(times.rounds / times.rounds[:, :1]))

@@ -62,6 +62,11 @@ def gradient_report(
 ) -> GradientReport:
     """Mean, variance, signal-to-noise ratio and bias of the gradient, at frozen params and batch.
 
+    The variance of the gradient of a block (theta, phi) is everywhere the sum over its elements of
+    the variances of one draw: the trace of the covariance. The gradient is that of the estimator's
+    loss, which is minus the bound on the whole data set in nats, however small the batch; the unit
+    is nats^2 (parameters have none). Per datum it is 1 / N^2 of that.
+
     Streams: memory is `chunk_size` gradients and a few copies of params, whatever `num_draws`. The
     bound's value is not part of the report: it costs as much as the gradient.
 

@@ -2,7 +2,7 @@
 log-log slopes of what a sweep finds, with intervals.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -61,6 +61,7 @@ def along(
     num_draws: int,
     learned: Mapping[int, Mapping[str, Learned]] | None = None,
     reference: Mapping[int, Reference | None] | None = None,
+    unbiased: Collection[str] | None = None,
     rounds: int = 0,
 ) -> Comparison:
     """`compare` at several points of one training run: rankings change on the way. Column `at` is
@@ -74,6 +75,7 @@ def along(
       num_draws: as in `compare`.
       learned: step -> what `compare` takes.
       reference: step -> what `compare` takes.
+      unbiased: as in `compare`.
       rounds: of timing, at the first point alone, whose times stand for all.
 
     Raises:
@@ -100,6 +102,7 @@ def along(
             num_draws=num_draws,
             learned=known.get(step),
             reference=right.get(step),
+            unbiased=unbiased,
             rounds=0,
             times=times,
             at=float(step),
@@ -115,6 +118,7 @@ def sweep(
     setting: Callable[[float], Point],
     *,
     num_draws: int,
+    unbiased: Collection[str] | None = None,
     rounds: int = 0,
 ) -> Comparison:
     """`compare` at every value of K, batch size, dimension or anything else. Column `at` is the
@@ -123,6 +127,7 @@ def sweep(
     Args:
       setting: value -> estimators (the same names everywhere), params, batch.
       num_draws: as in `compare`.
+      unbiased: as in `compare`.
       rounds: as in `compare`.
     """
     rows = []
@@ -137,6 +142,7 @@ def sweep(
                 num_draws=num_draws,
                 reference=point.reference,
                 learned=point.learned,
+                unbiased=unbiased,
                 rounds=rounds,
                 at=float(value),
             )

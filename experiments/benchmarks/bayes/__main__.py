@@ -17,13 +17,12 @@ from experiments.benchmarks.common.pairs import (  # isort: skip  (before jax)
     compare,
     hand_loop,
     normal_noise,
-    report,
+    script,
 )
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 import vijax as vj
 from experiments.benchmarks.bayes.logistic import (
@@ -215,11 +214,12 @@ def workloads(config: Config) -> Iterator[tuple[str, Callable[[], Row]]]:
     yield "gradient draws", lambda: gradient_draws(config)
 
 
-def main() -> None:
-    """Run, print, write."""
-    config = tyro.cli(Config)
-    report([run() for name, run in workloads(config) if config.only in name], config.json)
+def rows(config: Config) -> Iterator[Row]:
+    """Those that are asked for."""
+    for name, run in workloads(config):
+        if config.only in name:
+            yield run()
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__ or "", rows)

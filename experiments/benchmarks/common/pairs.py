@@ -6,10 +6,9 @@ jax. The clock is the process's CPU time: pinned, it is the wall time of an idle
 so while the machine does other work.
 """
 
-import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,8 @@ if hasattr(os, "sched_setaffinity"):
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
+
+from experiments.common import harness  # noqa: E402
 
 Array = jax.Array
 BLOCK = 64  # steps whose noise a hand-written loop draws at once
@@ -81,9 +82,34 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def report(rows: Sequence[NamedTuple], path: Path | None) -> None:
-    """Print an aligned table; write it as JSON if a path is given."""
-    names = rows[0]._fields
+def script(description: str, rows: Callable[[Config], Iterator[NamedTuple]]) -> None:
+    """A benchmark as a program; `rows` yields its table row by row."""
+    harness.console(lambda args: main(args, description, rows))
+
+
+def main(
+    args: Sequence[str], description: str, rows: Callable[[Config], Iterator[NamedTuple]]
+) -> None:
+    """Settings, rows as they come, the table, the file. A signal ends it with the rows there are,
+    marked unfinished.
+    """
+    config, done = harness.parse(Config, description, args), []
+    harness.at_least(config, pairs=1)
+    with harness.stoppable() as stop:
+        try:
+            for row in rows(config):
+                done.append(row)
+        except KeyboardInterrupt as pressed:
+            report(done, config.json, "UNFINISHED")
+            raise harness.Interrupted("interrupted", stop.number) from pressed
+    if not done:
+        raise ValueError(f"--only={config.only}: no workload has that in its name.")
+    report(done, config.json, "finished")
+
+
+def report(rows: Sequence[NamedTuple], path: Path | None, status: str) -> None:
+    """Print an aligned table; write it as JSON, with the status, if a path is given."""
+    names = rows[0]._fields if rows else ("no row",)
     cells = [
         names,
         *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows),
@@ -98,8 +124,10 @@ def report(rows: Sequence[NamedTuple], path: Path | None) -> None:
                 ]
             )
         )
+    if status != "finished":
+        print(status)
     if path is not None:
-        path.write_text(json.dumps([row._asdict() for row in rows], indent=1))
+        harness.write_json(path, {"status": status, "rows": [row._asdict() for row in rows]})
 
 
 def hand_loop(

@@ -152,11 +152,16 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
             _point(panel, row, Seen(*(arrays[f"{name}/{field}"][i] for field in Seen._fields)))
         panel.set(
             xscale="log",
-            xlabel="variance; none at the left edge",
+            xlabel="variance of the gradient in $\\eta$ (no unit);\nnone at the left edge",
             title=rf"$\eta$ = {arrays['eta'][i]:g}",
             xlim=(0.5 * FLOOR, 50.0),
         )
     axes[0].set_yticks(range(len(order)), order, fontsize=8)
+    figure.suptitle(
+        "E[sum of (b - t)$^2$], three bits, K = 2 or one coupled group, "
+        f"{metrics['num_draws']} draws; bars: 95 % intervals",
+        fontsize=9,
+    )
     handles = [
         Line2D([], [], color=figures.TRAIN, marker="o", linestyle="", label="no bias seen"),
         Line2D([], [], color=figures.TEST, marker="o", linestyle="", label="bias seen"),

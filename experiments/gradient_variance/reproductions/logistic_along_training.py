@@ -26,6 +26,7 @@ from sklearn.datasets import load_breast_cancer
 import vijax as vj
 from experiments.common import figures
 from experiments.common.harness import Outcome
+from experiments.gradient_variance.figures import VARIANCE
 from experiments.gradient_variance.reproductions import claims
 from vijax import lab
 from vijax.types import Key
@@ -147,8 +148,11 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
             linewidth=1.2,
             **hollow,
         )
-    axes.set(
-        xlabel="step of the pathwise run", ylabel="variance of the gradient in phi", yscale="log"
+    axes.set(xlabel="step of the pathwise run", ylabel=VARIANCE, yscale="log")
+    axes.set_title(
+        f"logistic regression, breast cancer, N = 569, ELBO, K = 2\n{metrics['num_draws']} draws; "
+        "bars: 95 % intervals",
+        fontsize=9,
     )
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return [figures.save(figure, folder, "logistic_along_training")]

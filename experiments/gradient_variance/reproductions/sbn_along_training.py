@@ -31,6 +31,7 @@ import numpy as np
 import vijax as vj
 from experiments.common import figures, harness
 from experiments.common.harness import Outcome
+from experiments.gradient_variance.figures import VARIANCE, look
 from experiments.gradient_variance.reproductions import claims
 from experiments.sbn.__main__ import Config
 from experiments.sbn.training import CHECKPOINTS, build, steps_per_chunk, train
@@ -89,13 +90,12 @@ def run(key: Key, *, smoke: bool) -> Outcome:
     compared = lab.along(
         draw_key, job.estimators, path, batch, num_draws=config.num_draws, learned=learned
     )
-    per_image = len(job.train_x) ** -2.0
-    compared = compared._replace(
-        variance=compared.variance * per_image, variance_error=compared.variance_error * per_image
-    )
     metrics = {
         "claims": _claims(compared),
         "num_draws": config.num_draws,
+        "num_data": len(job.train_x),
+        "batch_size": config.batch_size,
+        "units": config.layers[0],
         "log10_variance": _table(compared),
     }
     return Outcome(metrics, claims.columns("along", compared))
@@ -128,7 +128,7 @@ def _claims(compared: lab.Comparison) -> list[dict]:
 
 
 def _table(compared: lab.Comparison) -> dict[str, list[float]]:
-    """Rule -> log10 of phi's variance, nats per image, at every point."""
+    """Rule -> log10 of phi's variance, nats^2, at every point."""
     here = compared.block == "phi"
     names = dict.fromkeys(compared.estimator.tolist())
     return {
@@ -140,7 +140,6 @@ def _table(compared: lab.Comparison) -> dict[str, list[float]]:
 def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
     """log10-variance of phi's gradient along the run, with 95 % intervals."""
     figure, axes = figures.new(6.8, 4.2)
-    colours = figures.matplotlib.colormaps["tab10"]
     for i, name in enumerate(dict.fromkeys(arrays["along/estimator"].tolist())):
         here = (arrays["along/estimator"] == name) & (arrays["along/block"] == "phi")
         variance, error = (
@@ -152,17 +151,17 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
             arrays["along/at"][here] + shift,
             variance,
             np.minimum(error, 0.9 * variance),
-            fmt="o-",
-            markersize=3.5,
+            **look(i),
             capsize=1.5,
-            color=colours(i),
             label=NAMES[name],
             linewidth=1.2,
         )
-    axes.set(
-        xlabel="step of the RLOO run",
-        ylabel="variance of phi's gradient, (nats per image)$^2$",
-        yscale="log",
+    axes.set(xlabel="step of the RLOO run", ylabel=VARIANCE, yscale="log")
+    axes.set_title(
+        f"sigmoid belief net, {metrics['units']} units, ELBO, a batch of "
+        f"{metrics['batch_size']} of N = {metrics['num_data']} digits\n"
+        f"{metrics['num_draws']} draws; bars: 95 % intervals",
+        fontsize=9,
     )
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return [figures.save(figure, folder, "sbn_along_training")]

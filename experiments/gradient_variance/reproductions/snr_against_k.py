@@ -152,7 +152,14 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
         middle = np.exp(np.mean(np.log(ratio) - slope * np.log(count)))
         axes.plot(count, middle * count**slope, color=colour, linewidth=1.0)
     counts = np.unique(arrays["sweep/at"])
-    axes.set(xscale="log", yscale="log", xlabel="samples K", ylabel="signal-to-noise ratio")
+    axes.set(
+        xscale="log", yscale="log", xlabel="samples K", ylabel="signal-to-noise ratio (no unit)"
+    )
+    axes.set_title(
+        f"Gaussian toy, D = {metrics['dim']}, one datum, importance-weighted bound\n"
+        f"{metrics['num_draws']} draws; bars: 95 % intervals; lines: published slopes",
+        fontsize=9,
+    )
     axes.set_xticks(counts, [f"{count:g}" for count in counts])
     axes.minorticks_off()
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.0, 0.38), fontsize=8.5)

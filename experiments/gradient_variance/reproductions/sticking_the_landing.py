@@ -182,6 +182,9 @@ def plot(metrics: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: P
         figure, (left, right) = figures.plt.subplots(1, 2, figsize=(8.4, 3.4))
     _plot_landing(left, arrays)
     _plot_crossing(right, arrays)
+    figure.suptitle(
+        "one normal datum, ELBO, K = 1; bars: 95 % intervals, lines: closed forms", fontsize=9
+    )
     return [figures.save(figure, folder, "sticking_the_landing")]
 
 
@@ -203,7 +206,10 @@ def _plot_landing(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
             label=labels[name],
         )
         axes.plot(eps, np.sum(exact[name], axis=0), color=colour, linewidth=1.0)
-    axes.set(xlabel="distance from the posterior, eps", ylabel="variance in (m, log s)")
+    axes.set(
+        xlabel="distance from the posterior, eps",
+        ylabel="variance in (m, log s), summed (nats$^2$)",
+    )
     axes.set(xscale="log", yscale="log")
     axes.legend(frameon=False, loc="lower right")
 
@@ -226,5 +232,5 @@ def _plot_crossing(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     )
     axes.axhline(1.0, color="0.4", linewidth=0.8)
     axes.axvline(0.5, color="0.4", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="$s^2 / S^2$", ylabel="variance in m, path / total")
+    axes.set(xlabel="$s^2 / S^2$", ylabel="variance in m, path / total (no unit)")
     axes.set(yscale="log", ylim=(3e-3, None))

@@ -1,0 +1,1 @@
+"""The script `python -m experiments.compare` and its part."""
