@@ -1,22 +1,21 @@
-"""What the batteries of families look at: one compiled program of draws and one of exact figures
-for each entry of the registry, in float64.
+"""What the batteries of families look at beside `vijax.testing.check_family`: draws and masses of
+each entry of the registry, in float64.
 """
 
 import functools
 from typing import Any, NamedTuple
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
-from checks import FAST_COMPILE, compiled
+from checks import compiled, in_float
 from registry import FAMILIES
 
-from vijax.families import Entropy, Kl, Moments, Natural, WeakDerivative, lam_like, log_probs, need
+from vijax.families import lam_like, log_probs, transports
+from vijax.testing import grids
 
 NUM_DRAWS = 20_000
 NAMES = [name for name, fixture in FAMILIES.items() if not fixture.per_block]
-RATES = (1.0, 0.3)
 
 
 def having(*kinds):
@@ -43,22 +42,15 @@ def generic_lam(family, seed=0):
     )
 
 
-def fine_quadrature(fixture, lam):
+def fine_quadrature(fixture):
+    """lam -> (z, weights), for what is no sum over tuples of nodes."""
     nodes = fixture.nodes if fixture.fine is None else fixture.fine
-    return exact.quadrature(fixture.family, lam, nodes)
+    return lambda lam: grids.quadrature(fixture.family, lam, nodes)
 
 
 def rounding(name):
     """What an exact figure of the family may be off by: a grid has its own error."""
-    return 1e-6 if isinstance(FAMILIES[name].nodes, exact.Grid) else 1e-12
-
-
-def moments(name, z):
-    """([S, M] what is seen of z, [S, M, M] its products)."""
-    seen = FAMILIES[name].seen
-    shown = jax.tree.leaves(z if seen is None else seen(z))
-    flat = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in shown], axis=1)
-    return flat, flat[:, :, None] * flat[:, None, :]
+    return 1e-6 if isinstance(FAMILIES[name].nodes, grids.Grid) else 1e-12
 
 
 class Drawn(NamedTuple):
@@ -66,147 +58,41 @@ class Drawn(NamedTuple):
 
     Attributes:
       z: leaves [S, ...].
-      values: [S, 3] the integrand, transport's log q, and log_prob there.
-      slopes: of the values in lam through the sampler, leaves [S, 3, ...].
-      moments: what is seen of z and its products, see `moments`.
+      log_q: [S] as the sampler says.
       elsewhere: [S] log_prob of z at the parameters `generic_lam(family, seed=1)`.
     """
 
     z: Any
-    values: np.ndarray
-    slopes: Any
-    moments: Any
+    log_q: np.ndarray
     elsewhere: np.ndarray
-
-
-@functools.cache
-def _program(name):
-    fixture = FAMILIES[name]
-    same = (fixture.family.name, fixture.f)
-    first = next(n for n in NAMES if (FAMILIES[n].family.name, FAMILIES[n].f) == same)
-    if first != name:  # other parameters of the same
-        return _program(first)
-
-    def one(lam, noise):
-        def three(lam):
-            z, log_q = fixture.family.transport(lam, noise)
-            log_p = fixture.family.log_prob(lam, z)
-            values = jnp.stack([fixture.f(fixture.theta, z), log_q, log_p])
-            return values, (z, values)
-
-        slopes, (z, values) = jax.jacrev(three, has_aux=True)(lam)
-        return z, values, slopes
-
-    def many(lam, noise):
-        z, values, slopes = jax.vmap(one, (None, 0))(lam, noise)
-        elsewhere = log_probs(fixture.family, generic_lam(fixture.family, seed=1), z)
-        return Drawn(z, values, slopes, moments(name, z), elsewhere)
-
-    return jax.jit(many, compiler_options=FAST_COMPILE)
-
-
-def drawn_from(name, noise):
-    """`Drawn` from the noise of S samples."""
-    return jax.device_get(_program(name)(point(name), noise))
 
 
 @functools.cache
 def drawn(name):
     """`Drawn` from noise of the family's own."""
-    with jax.enable_x64(True):
-        return drawn_from(name, FAMILIES[name].family.noise(jax.random.key(3), NUM_DRAWS))
+    family = FAMILIES[name].family
 
+    def many(lam, other, noise):
+        z, log_q = transports(family, lam, noise)
+        return Drawn(z, log_q, log_probs(family, other, z))
 
-@functools.cache
-def weak_slopes(name):
-    """[S, ...] draws of dE[f]/dlam by the family's pairs, leaves as lam's."""
-    fixture = FAMILIES[name]
-    family, pairs_of = fixture.family, need(fixture.family, WeakDerivative).pairs
-
-    def one(lam, noise, key):
-        pairs = pairs_of(key, lam, family.transport(lam, noise)[0])
-
-        def slope(leaf, plus, minus, scale):
-            def at(points):
-                flat = points.reshape(leaf.size, *points.shape[leaf.ndim :])
-                return jax.vmap(lambda z: fixture.f(fixture.theta, z))(flat).reshape(leaf.shape)
-
-            return scale * (at(plus) - at(minus))
-
-        return jax.tree.map(slope, lam, pairs.plus, pairs.minus, pairs.scale)
-
-    with jax.enable_x64(True):
+    with in_float(64):
         noise = family.noise(jax.random.key(3), NUM_DRAWS)
-        keys = jax.random.split(jax.random.key(4), NUM_DRAWS)
-        return compiled(jax.vmap(one, (None, 0, 0)), point(name), noise, keys)
+        return compiled(many, point(name), generic_lam(family, seed=1), noise)
 
 
 @functools.cache
-def facts(name):
-    """Exact figures at a fixture's points by quadrature or enumeration, and the family's own: pairs
-    (ours, exact) but for `mass` and `mean` [P], `score` (0), `moments` and `f_slope`.
+def masses(name):
+    """By quadrature or enumeration at every point of a fixture: the mass [P], and the mean of what
+    is seen of z [P, M].
     """
     fixture = FAMILIES[name]
 
-    def compute(lams, lam, lam2):
-        def seen(lam):
-            z, weights = exact.quadrature(fixture.family, lam, fixture.nodes)
-            return jnp.sum(weights), weights @ moments(name, z)[0]
+    def one(lam):
+        z, weights = grids.quadrature(fixture.family, lam, fixture.nodes)
+        shown = jax.tree.leaves(z if fixture.seen is None else fixture.seen(z))
+        flat = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in shown], axis=1)
+        return jnp.sum(weights), weights @ flat
 
-        found = dict(zip(("mass", "mean"), jax.vmap(seen)(lams), strict=True))
-        return found | _expectations(name, lam, lam2) | _of_natural_steps(fixture, lam, lam2)
-
-    with jax.enable_x64(True):
-        lams = jax.tree.map(jnp.asarray, fixture.lams)
-        given = lams, point(name), generic_lam(fixture.family, seed=1)
-        return compiled(compute, *given)
-
-
-def _expectations(name, lam, lam2):
-    fixture = FAMILIES[name]
-    family = fixture.family
-
-    def of_logs(lam, lam2):
-        z, weights = fine_quadrature(fixture, lam)
-        log_q, log_q2 = log_probs(family, lam, z), log_probs(family, lam2, z)
-        f = jax.vmap(lambda z: fixture.f(fixture.theta, z))(z)
-        values = jnp.stack([weights @ f, -weights @ log_q, weights @ (log_q - log_q2)])
-        return values, (z, weights, values)
-
-    def mean(tree):
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), tree)
-
-    slopes, (z, weights, values) = jax.jacrev(of_logs, (0, 1), has_aux=True)(lam, lam2)
-    of_f, of_entropy, of_kl = (jax.tree.map(lambda leaf, i=i: leaf[i], slopes) for i in range(3))
-    scores = jax.vmap(jax.grad(family.log_prob), (None, 0))(lam, z)
-    found = {"score": mean(scores), "moments": mean(moments(name, z)), "f_slope": of_f[0]}
-    if known := family.traits.get(Entropy):
-        found["entropy"] = jax.value_and_grad(known.value)(lam), (values[1], of_entropy[0])
-    if known := family.traits.get(Kl):
-        ours = jax.value_and_grad(known.value, (0, 1))
-        found |= {"kl": (ours(lam, lam2), (values[2], of_kl)), "own_kl": ours(lam, lam)}
-    if known := family.traits.get(Moments):
-        first, second = mean(z), mean(jax.tree.map(jnp.square, z))
-        variance = jax.tree.map(lambda m, s: s - m**2, first, second)
-        found["closed_moments"] = (known.mean(lam), known.variance(lam)), (first, variance)
-    return found
-
-
-def _of_natural_steps(fixture, lam, lam2):
-    """{rate: (log q at the nodes after a step along -KL(. || q(lam2)), where it should be)}: on the
-    straight line between the natural parameters, at rate 1 in lam2 itself.
-    """
-    family = fixture.family
-    if (known := family.traits.get(Natural)) is None:
-        return {}
-    z, _ = fine_quadrature(fixture, lam)
-    slope = jax.grad(lambda lam: -need(family, Kl).value(lam, lam2))(lam)
-    start, end = log_probs(family, lam, z), log_probs(family, lam2, z)
-
-    def after(rate):
-        new = log_probs(family, known.step(lam, slope, jnp.asarray(rate)), z)
-        line = (1.0 - rate) * start + rate * end
-        # But for the normaliser, of which nothing is left where the step ends in lam2.
-        return (new, line) if rate == 1.0 else (new - new[0], line - line[0])
-
-    return {"natural": {rate: after(rate) for rate in RATES}}
+    with in_float(64):
+        return compiled(jax.vmap(one), jax.tree.map(jnp.asarray, fixture.lams))

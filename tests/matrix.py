@@ -3,23 +3,21 @@ it must equal.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import FAST_COMPILE, assert_close
-from exact import expectation, quadrature
 from registry import FAMILIES, RULES
 
-import vijax as vj
 from vijax import rules
 from vijax.catalogue import OBJECTIVE_OF
-from vijax.families import Blocks, log_probs, need
+from vijax.families import Blocks, need
 from vijax.objectives import elbo, iwae, renyi
+from vijax.testing import Toy, assert_agree, exactly
+from vijax.testing.rules import assert_same_as_the_loop, average_of
+from vijax.testing.toys import look_at
 
 NUM_DRAWS = 4000
 NUM_SAMPLES = 2
 NUM_LOOPED = 2
-RARE = float(jax.nn.sigmoid(-12.0))
 OBJECTIVES = {"elbo": elbo, "iwae": iwae}
 OTHER_OBJECTIVES = {"renyi": renyi(0.5)}
 PLACES = {name: fixture for name, fixture in FAMILIES.items() if fixture.in_matrix}
@@ -101,99 +99,35 @@ def by_legality(objectives):
     return sorted_out
 
 
-def prior_of(fixture):
-    """A fixed prior in the family, which every integrand contains."""
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * leaf[0] - 0.1), fixture.lams)
-
-
-def log_joint(fixture, theta, z):
-    return fixture.f(theta, z) + fixture.family.log_prob(prior_of(fixture), z)
-
-
-def exact_bound(fixture, objective):
-    def bound(lam, theta):
-        z, weights = quadrature(fixture.family, lam, fixture.nodes)
-        log_p = jax.vmap(lambda z: log_joint(fixture, theta, z))(z)
-        log_w = log_p - log_probs(fixture.family, lam, z)
-        return expectation(objective, NUM_SAMPLES, weights, log_w)
-
-    return bound
-
-
-def gradients(fixture, rule, objective, *, loop=False):
-    """Draws [P, S, ...] of the gradient in (lam, theta), those of the first keys again one by one
-    [P, 2, ...] (None without `loop`, which compiles the rule once more), and the exact gradient [P,
-    ...].
+def look(fixture, rule, objective, *, loop=False):
+    """Draws of value and gradient in (lam, theta) at every point of the fixture, those of the first
+    keys again one by one, and the exact answer.
     """
-    control, state = rule.init(jax.random.key(1)), rule.init_state()
-    theta = jnp.asarray(fixture.theta, jnp.result_type(float))
-    lams = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), fixture.lams)
-
-    def one(key, lam):
-        def bound(lam, theta):
-            return vj.expect(
-                key,
-                fixture.family,
-                lam,
-                lambda s: log_joint(fixture, theta, s.z) - s.log_q,
-                rule=rule,
-                objective=objective,
-                num_samples=samples_of(fixture, objective),
-                control=control,
-                state=state,
-                x=jnp.zeros(()),
-                prior=prior_of(fixture),
-            )[0]
-
-        return jax.grad(bound, argnums=(0, 1))(lam, theta)
-
-    def everything(lams):
-        keys = jax.random.split(jax.random.key(2), NUM_DRAWS)
-        exact = jax.vmap(
-            lambda lam: jax.grad(exact_bound(fixture, objective), argnums=(0, 1))(lam, theta)
-        )(lams)
-        draws = jax.lax.map(lambda lam: jax.vmap(one, (0, None))(keys, lam), lams)
-        looped = (
-            jax.lax.map(lambda lam: jax.lax.map(lambda key: one(key, lam), keys[:NUM_LOOPED]), lams)
-            if loop
-            else None
-        )
-        return draws, looped, exact
-
-    return jax.device_get(jax.jit(everything).lower(lams).compile(FAST_COMPILE)(lams))
+    return look_at(
+        Toy(fixture.family, fixture.lams, fixture.theta, fixture.f, fixture.nodes),
+        rule,
+        objective,
+        samples_of(fixture, objective),
+        num_draws=NUM_DRAWS,
+        num_looped=NUM_LOOPED if loop else 0,
+    )
 
 
-def worst_z(draws, exact, scale):
-    """Largest |mean - exact| in standard errors. Their floor is that of an event which the draws
-    may never have seen: probability sigma(-12), size `scale`.
-    """
-    worst = 0.0
-    for leaf, answer in zip(jax.tree.leaves(draws), jax.tree.leaves(exact), strict=True):
-        leaf, answer = np.asarray(leaf, np.float64), np.asarray(answer, np.float64)
-        assert np.all(np.isfinite(leaf))
-        floor = scale * (RARE / NUM_DRAWS) ** 0.5
-        error = np.abs(leaf.mean(axis=1) - answer) / (
-            leaf.std(axis=1, ddof=1) / NUM_DRAWS**0.5 + floor
-        )
-        worst = max(worst, float(error.max(initial=0.0)))
-    return worst
-
-
-def assert_same_as_the_loop(draws, looped):
-    """jit(vmap(grad)) is the loop, up to the rounding of float32."""
-    assert_close(jax.tree.map(lambda leaf: leaf[:, :NUM_LOOPED], draws), looped, tolerance=1e-4)
+def assert_right(draws, exact):
+    """Within 5 standard errors, at edge points too."""
+    assert_agree(average_of(draws, scale=10.0), exactly(exact))
 
 
 def check_triple(fixture, name, objective):
     rule = make_rule(fixture, name)
     loop = is_looped(fixture, name, objective)
-    draws, looped, exact = gradients(fixture, rule, objective, loop=loop)
-    for leaf in jax.tree.leaves(draws):
+    seen = look(fixture, rule, objective, loop=loop)
+    for leaf in jax.tree.leaves(seen.draws):
         assert np.all(np.isfinite(leaf))
     if loop:
-        assert_same_as_the_loop(draws, looped)
+        assert_same_as_the_loop(seen)
     if rule.requires.unbiased:
-        assert worst_z(draws, exact, 10.0) < 5.0
+        assert_right(seen.draws, seen.exact)
     elif name not in RELAXED_SAMPLES:
         # Theta is right even so: the samples are draws of q
-        assert worst_z(draws[1], exact[1], 10.0) < 5.0
+        assert_right(seen.draws[1][1], seen.exact[1][1])

@@ -6,9 +6,10 @@ import cases
 import exact
 import jax
 import problems
-from checks import compiled, gradient_draws, single_calls
+from checks import compiled
 
 import vijax as vj
+from vijax.testing import gradient_draws
 
 NUM_DRAWS = 20_000
 # The first line of every problem
@@ -40,15 +41,3 @@ def exact_of(case, params):
 
 def draws_of(case, built, num_draws=NUM_DRAWS):
     return gradient_draws(jax.random.key(5), *built, batch_of(case), num_draws=num_draws)
-
-
-def calls_of(case, built):
-    pair, full = (batch_of(case, rows) for rows in (problems.ROWS, cases.ALL))
-    return single_calls(jax.random.split(jax.random.key(5), NUM_DRAWS)[0], *built, pair, full)
-
-
-def without_control(estimate):
-    """The gradient of a learned baseline is no part of the bound's gradient:
-    tests/test_baselines.py has it.
-    """
-    return estimate._replace(grads=estimate.grads._replace(control=()))

@@ -8,16 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from checks import (
-    assert_close,
-    assert_partition,
-    assert_same_bits,
-    assert_unbiased,
-    compiled,
-    float64_on_float32_noise,
-)
-from measured import ONE_EACH, batch_of, calls_of, draws_of, exact_of, without_control
+from checks import assert_close, compiled, float64_on_float32_noise
+from measured import NUM_DRAWS, ONE_EACH, batch_of, exact_of
 from registry import CASES
+
+from vijax.testing import check_calls, check_gradient
 
 TABLE = [
     pytest.param(case, marks=[pytest.mark.slow] if case.slow else [], id=case.name)
@@ -30,13 +25,24 @@ AGREEMENT = [
 ]
 
 
+def check_draws(case, built, estimator=None):
+    """Of the case's estimator, or of another with the same parameters."""
+    estimator = built.estimator if estimator is None else estimator
+    settings = {"key": jax.random.key(5), "state": built.state, "num_draws": NUM_DRAWS}
+    exact = exact_of(case, built.params)
+    check_gradient(estimator, built.params, batch_of(case), exact, **settings)
+
+
+def check_whole(case, built, estimator=None):
+    estimator = built.estimator if estimator is None else estimator
+    whole, key = batch_of(case, cases.ALL), jax.random.key(5)
+    check_calls(estimator, built.params, whole, key=key, state=built.state, eager=False)
+
+
 @pytest.mark.parametrize("case", TABLE)
 def test_value_and_gradient_are_unbiased_and_noise_follows_the_datum(case):
     with float64_on_float32_noise():
-        built = cases.build(case)
-        draws, reversed_rows = draws_of(case, built)
-        assert_unbiased(without_control(draws), exact_of(case, built.params))
-        assert_close(reversed_rows, jax.tree.map(lambda leaf: leaf[0], draws), tolerance=1e-12)
+        check_draws(case, cases.build(case))
 
 
 @pytest.mark.parametrize("case", AGREEMENT)
@@ -46,12 +52,7 @@ def test_partition_determinism_vmap_and_dtype(case):
     """
     with float64_on_float32_noise():
         built = cases.build(case)
-        seen = calls_of(case, built)
-        assert_same_bits(seen.whole, seen.again)
-        assert_partition(seen.whole, seen.singles, [1, 1, 1])
-        assert_partition(seen.whole, [seen.singles[1], seen.pair], [1, 2])  # rows (1) and (2, 0)
-        draws, _ = draws_of(case, built)
-        assert_close(jax.tree.map(lambda leaf: leaf[0], draws), seen.pair, tolerance=1e-12)
+        check_whole(case, built)
         batch, key = batch_of(case, cases.ALL), jax.random.key(7)
         large = compiled(built.estimator.estimate, key, *built[1:], batch)
     built, batch = cases.build(case), batch_of(case, cases.ALL)
@@ -63,33 +64,27 @@ def test_partition_determinism_vmap_and_dtype(case):
 @pytest.mark.parametrize("name", cases.FAULTS)
 def test_unbiasedness_catches(name):
     case, fault = cases.FAULTS[name]
-    with float64_on_float32_noise():
-        built = cases.build(case, rules=fault)
-        draws, exact = draws_of(case, built)[0], exact_of(case, built.params)
-        with pytest.raises(AssertionError, match="phi"):
-            assert_unbiased(without_control(draws), exact)
+    with float64_on_float32_noise(), pytest.raises(AssertionError, match=r"biased.*phi"):
+        check_draws(case, cases.build(case, rules=fault))
 
 
 def test_a_missing_scale_and_noise_keyed_by_slot_are_caught():
     case = cases.Case(problems.binary, cases.LOO, num_samples=2)
     with float64_on_float32_noise():
-        estimator, params, state = cases.build(case)
+        built = cases.build(case)
+        estimator = built.estimator
 
         def unscaled(key, params, state, batch):
             result, state = estimator.estimate(key, params, state, batch)
-            return jax.tree.map(
-                lambda leaf: leaf * batch.index.shape[0] / problems.N, result
-            ), state
+            scale = batch.index.shape[0] / problems.N
+            return jax.tree.map(lambda leaf: leaf * scale, result), state
 
         def by_slot(key, params, state, batch):
-            return estimator.estimate(
-                key, params, state, batch._replace(index=jnp.arange(batch.index.shape[0]))
-            )
+            slots = jnp.arange(batch.index.shape[0])
+            return estimator.estimate(key, params, state, batch._replace(index=slots))
 
-        fault = cases.Built(estimator._replace(estimate=unscaled), params, state)
         with pytest.raises(AssertionError, match=r"theta.*phi"):
-            assert_unbiased(without_control(draws_of(case, fault)[0]), exact_of(case, params))
+            check_draws(case, built, estimator._replace(estimate=unscaled))
         for estimate in (unscaled, by_slot):
-            seen = calls_of(case, cases.Built(estimator._replace(estimate=estimate), params, state))
-            with pytest.raises(AssertionError, match="differs by"):
-                assert_partition(seen.whole, seen.singles, [1, 1, 1])
+            with pytest.raises(AssertionError, match="do not average.*differs by"):
+                check_whole(case, built, estimator._replace(estimate=estimate))
