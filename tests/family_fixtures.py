@@ -5,7 +5,6 @@ reads `registry.py` runs over it.
 
 from typing import Any, NamedTuple
 
-import exact
 import integrands
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from scipy import special, stats
 
 import vijax as vj
 from vijax import bijectors, families, supports
+from vijax.testing import grids
 
 
 class Fixture(NamedTuple):
@@ -38,8 +38,8 @@ class Fixture(NamedTuple):
     lams: Any
     theta: np.ndarray
     f: Any
-    nodes: int | exact.Grid = 0
-    fine: exact.Grid | None = None
+    nodes: int | grids.Grid = 0
+    fine: grids.Grid | None = None
     reference: Any = None
     seen: Any = None
     mean: Any = None
@@ -151,7 +151,7 @@ FAMILIES = {
         points(log_shape=[[0.9, 1.5], [2.0, 0.7]], log_rate=[[0.4, 0.9], [1.2, -0.2]]),
         THETA,
         integrands.bounded,
-        exact.half_line(0.2).power(2),
+        grids.half_line(0.2).power(2),
         reference=oracles.gamma,
     ),
     "small_gamma": Fixture(  # the density has a pole
@@ -159,7 +159,7 @@ FAMILIES = {
         points(log_shape=[[-0.9]], log_rate=[[0.2]]),
         THETA,
         integrands.bounded,
-        exact.half_line(0.1),
+        grids.half_line(0.1),
         reference=oracles.gamma,
         infinite_variance=("measure_valued()", "generalized_reparameterization()"),
     ),
@@ -168,7 +168,7 @@ FAMILIES = {
         points(log_rate=[[0.4, -0.3], [1.0, 0.0]]),
         THETA,
         integrands.bounded,
-        exact.half_line(0.2).power(2),
+        grids.half_line(0.2).power(2),
         reference=lambda lam: stats.expon(scale=np.exp(-lam["log_rate"])),
     ),
     "poisson": Fixture(  # one count is nearly always zero at the second point
@@ -176,7 +176,7 @@ FAMILIES = {
         points(log_rate=[[0.4, -0.3], [-3.0, 1.0]]),
         THETA,
         integrands.bounded,
-        exact.counts(20).power(2),
+        grids.counts(20).power(2),
         reference=lambda lam: stats.poisson(np.exp(lam["log_rate"])),
     ),
     "beta": Fixture(  # at the second point one shape is 1
@@ -184,7 +184,7 @@ FAMILIES = {
         points(log_alpha=[[0.6], [0.0]], log_beta=[[0.3], [1.5]]),
         THETA,
         integrands.bounded,
-        exact.unit_interval(0.5, 15.0),
+        grids.unit_interval(0.5, 15.0),
         reference=lambda lam: stats.beta(np.exp(lam["log_alpha"]), np.exp(lam["log_beta"])),
     ),
     "dirichlet": Fixture(  # uniform on the simplex at the second point
@@ -192,8 +192,8 @@ FAMILIES = {
         points(log_concentration=[[0.6, 0.2, 0.9], [0.0, 0.0, 0.0]]),
         np.array([0.8, -0.6, 0.3]),
         lambda theta, z: jnp.vdot(theta, z) + jnp.sin(3.0 * z[0] * z[1]),
-        exact.unit_simplex(3, 0.8, 15.0),
-        exact.unit_simplex(3, 0.6, 18.0),
+        grids.unit_simplex(3, 0.8, 15.0),
+        grids.unit_simplex(3, 0.6, 18.0),
         reference=lambda lam: stats.dirichlet(np.exp(lam["log_concentration"])),
     ),
     "student_t": Fixture(  # 5 degrees of freedom, and 3.3
@@ -201,7 +201,7 @@ FAMILIES = {
         points(loc=[[0.3], [0.0]], log_scale=[[-0.4], [0.2]], log_degrees=[[1.6], [1.2]]),
         THETA,
         integrands.around,
-        exact.real_line(0.25, 9.0),
+        grids.real_line(0.25, 9.0),
         reference=oracles.student_t,
     ),
     "von_mises": Fixture(  # across the cut at pi at the second point
@@ -209,7 +209,7 @@ FAMILIES = {
         points(loc=[[0.5], [3.0]], log_concentration=[[0.3], [1.5]]),
         THETA,
         integrands.turning,
-        exact.circle(64),
+        grids.circle(64),
         reference=oracles.von_mises,
         seen=on_circle,
         mean=oracles.mean_on_circle,
@@ -228,7 +228,7 @@ FAMILIES = {
         points(loc=[[1.1]], log_concentration=[[6.0]]),
         THETA,
         integrands.turning,
-        exact.circle(1024),
+        grids.circle(1024),
         reference=oracles.von_mises,
         seen=on_circle,
         mean=oracles.mean_on_circle,

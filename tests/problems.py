@@ -68,14 +68,12 @@ def normal() -> Problem:
             "bias": jnp.zeros(()),
         }
 
-    def log_joint(theta, z, x):
-        prior = log_normal(z, theta["prior"]["loc"], theta["prior"]["log_scale"])
-        return prior + log_normal(x, theta["weight"] * z[0] + theta["bias"], np.log(0.7))
+    def log_lik(theta, z, x):
+        return log_normal(x, theta["weight"] * z[0] + theta["bias"], np.log(0.7))
 
     family = families.diag_normal(1)
-    model = models.latent_model(
-        init, log_joint, prior=vj.Prior(family, lambda theta: theta["prior"])
-    )
+    prior = vj.Prior(family, lambda theta: theta["prior"])
+    model = models.latent_model(init, log_lik=log_lik, prior=prior)
     return Problem("normal", model, guides.per_datapoint(family, N), NORMAL_X, 24)
 
 
@@ -97,15 +95,13 @@ def binary() -> Problem:
     def init(key):
         return {"prior": {"logits": jnp.zeros(3)}, "table": jax.random.normal(key, (2, 2, 2))}
 
-    def log_joint(theta, b, x):
+    def log_lik(theta, b, x):
         state = b.astype(int)
-        entry = theta["table"][state[0], state[1], state[2]]
-        return jnp.sum(densities.bernoulli(b, theta["prior"]["logits"])) + entry * x
+        return theta["table"][state[0], state[1], state[2]] * x
 
     family = families.bernoulli(3)
-    model = models.latent_model(
-        init, log_joint, prior=vj.Prior(family, lambda theta: theta["prior"])
-    )
+    prior = vj.Prior(family, lambda theta: theta["prior"])
+    model = models.latent_model(init, log_lik=log_lik, prior=prior)
     return Problem("binary", model, guides.amortized(family, linear_encoder(3, 1)), NORMAL_X, 0)
 
 
@@ -176,10 +172,9 @@ def regression() -> Problem:
         return {"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)}
 
     model = models.bayes_model(
-        family.log_prob,
+        vj.Prior(family, lambda theta: theta),
         lambda theta, w, x: densities.bernoulli(x["y"], x["features"] @ w),
         init=init,
-        prior=vj.Prior(family, lambda theta: theta),
     )
     return Problem(
         "regression",

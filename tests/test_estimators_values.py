@@ -11,11 +11,12 @@ import optax
 import problems
 import pytest
 from checks import assert_close, assert_same_bits, assert_unbiased, compiled
-from measured import ONE_EACH, batch_of, draws_of, exact_of, without_control
+from measured import ONE_EACH, batch_of, draws_of, exact_of
 from registry import OBJECTIVES
 
 import vijax as vj
 from vijax.rows import gather
+from vijax.testing.estimators import without_control
 
 
 def test_eager_equals_compiled(x64):

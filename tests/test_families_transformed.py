@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 from checks import assert_unbiased, compiled
 from conftest import enable_x64
-from exact import Grid, expectation, half_line, quadrature, unit_interval, unit_simplex
 from scipy import special, stats
 
 import vijax as vj
 from vijax import bijectors, families, rules, supports
 from vijax.objectives import elbo, iwae
+from vijax.testing.grids import (
+    Grid,
+    expectation,
+    half_line,
+    quadrature,
+    unit_interval,
+    unit_simplex,
+)
 
 NUM_DRAWS = 4000
 NUM_SAMPLES = 2
@@ -256,8 +263,11 @@ def test_traits():
     """What holds for u and z alike stays; what is another number for z does not."""
     base = families.full_normal(9)
     family = families.transformed(base, bijectors.onto(HIERARCHY))
-    for kind in (families.Kl, families.Natural, families.UniformNoise):
+    for kind in (families.Natural, families.UniformNoise):
         assert family.traits.get(kind) is base.traits.get(kind)
+    lams = some_lam(base), base.init(jax.random.key(1))
+    ours, bases = (families.need(f, families.Kl).value(*lams) for f in (family, base))
+    assert ours == bases > 0.0
     for kind in (families.Density, families.Reparameterized, families.Inverse):
         assert family.traits.get(kind) is not None
     for kind in (families.Entropy, families.Moments, families.NormalMoments):

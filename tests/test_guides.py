@@ -34,9 +34,9 @@ class Blocks:
         return {"loc": (x @ params)[:2], "log_scale": (x @ params)[2:]}
 
 
-def nnx_encoder():
+def nnx_encoder(rngs):
     return nnx.Linear(
-        3, 4, use_bias=False, kernel_init=lambda key, shape, dtype=None: KERNEL, rngs=nnx.Rngs(0)
+        3, 4, use_bias=False, kernel_init=lambda key, shape, dtype=None: KERNEL, rngs=rngs
     )
 
 
@@ -45,7 +45,7 @@ ENCODERS = {
     "pair": ((lambda key: KERNEL, lambda params, x: x @ params), lambda phi: phi),
     "lam": (Blocks(), lambda phi: phi),
     "linen": (linen.Dense(4, use_bias=False), lambda phi: {"params": {"kernel": KERNEL}}),
-    "nnx": (nnx_encoder(), lambda phi: phi),
+    "nnx": (nnx_encoder, lambda phi: phi),
 }
 
 
@@ -86,7 +86,7 @@ def test_a_linen_module_needs_a_datum():
 @pytest.mark.parametrize("thing", [3, "encoder", (1, 2), lambda x: x])
 def test_what_is_no_network_is_refused(thing):
     with pytest.raises(
-        TypeError, match="is not a network: give a flax.linen or flax.nnx module, or a pair"
+        TypeError, match="is not a network: give a flax.linen module, lambda rngs: a flax.nnx"
     ):
         networks.as_network(thing)
 

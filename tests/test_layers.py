@@ -22,12 +22,22 @@ LEVELS = [
     {"estimators"},
     {"algorithms", "draws"},
     {"optimize"},
-    {"lab", "diagnostics", "catalogue"},
+    {"lab", "diagnostics", "catalogue", "testing"},
 ]
 # Folders whose files may import each other, in one direction.
-FOLDERS = {"algorithms", "estimators", "families", "guides", "lab", "models", "optimize", "rules"}
+FOLDERS = {
+    "algorithms",
+    "estimators",
+    "families",
+    "guides",
+    "lab",
+    "models",
+    "optimize",
+    "rules",
+    "testing",
+}
 # What the base of a folder may itself rest on.
-BELOW_BASE = {"families.traits", "rules.legality"}
+BELOW_BASE = {"families.checked", "families.traits", "rules.legality"}
 # Who knows a Batch; the rest speaks of one datum.
 BATCHES = {
     "types",
@@ -41,6 +51,7 @@ BATCHES = {
     "optimize",
     "lab",
     "diagnostics",
+    "testing",
 }
 
 

@@ -14,9 +14,9 @@ from vijax.rules import score
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: families.diag_normal(0), r"dim=0.*at least 1"),
+        (lambda: families.diag_normal(0), r"diag_normal\(0\).*at least 1"),
         (lambda: families.full_normal(2, init_scale=0.0), r"init_scale=0.0.*positive"),
-        (lambda: families.bernoulli(0), r"dim=0.*at least 1"),
+        (lambda: families.bernoulli(0), r"bernoulli\(0\).*at least 1"),
         (lambda: families.categorical(1), r"at least 2 classes"),
         (lambda: families.product(), r"no blocks: name at least one"),
         (

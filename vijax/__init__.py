@@ -23,6 +23,7 @@ from vijax import (
     rows,
     rules,
     supports,
+    testing,
 )
 from vijax.algorithms import descent, rowwise
 from vijax.draws import draws
@@ -93,4 +94,5 @@ __all__ = [
     "sleep",
     "split",
     "supports",
+    "testing",
 ]

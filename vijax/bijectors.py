@@ -164,8 +164,9 @@ def _ordered(support: Support) -> _Map:
 
 
 def _simplex(support: Support) -> _Map:
-    # In logarithms: in float32, 1 - sigmoid(u) and 1 - cumsum(x) have few digits left from u = 10
-    # on.
+    # In logarithms: in float32, 1 - sigmoid(u) and 1 - cumsum(x) lose their digits from u = 10 on.
+    if support.shape[:-1]:
+        raise ValueError(f"onto({describe(support)}): one at a time, in a dict of simplex(C).")
     size = support.shape[0] - 1
     after = np.arange(size, 0, -1)  # entries after each
 
@@ -190,8 +191,7 @@ def _simplex(support: Support) -> _Map:
 
 
 def _correlation_cholesky(support: Support) -> _Map:
-    # In logarithms: in float32, 1 - tanh(u)^2 and 1 - cumsum(x^2) have few digits left from u = 6
-    # on.
+    # In logarithms: in float32, 1 - tanh(u)^2 and 1 - cumsum(x^2) lose their digits from u = 6 on.
     dim = support.shape[0]
     rows, columns = np.tril_indices(dim, -1)
 
@@ -246,5 +246,5 @@ def _refuse(support: Support) -> NoReturn:
 
 
 def _reach(u: Array) -> float:
-    """Where exp stops, 65 in float32: 1 / x times a slope of 1e10 is a float of u's dtype."""
+    """Where exp stops, 65 in float32: 1 / x times a slope of 1e10 is a float."""
     return float(math.floor(-0.75 * math.log(jnp.finfo(u.dtype).tiny)))

@@ -2,7 +2,9 @@
 where autodiff wastes work.
 
 Each takes the value first and its parameters after it, broadcasts as `jnp` does, and returns an
-array: sum it yourself.
+array: sum it yourself. These are the few that need more than a formula, and a log-joint may use any
+other: `jax.scipy.stats` has gamma, beta, t, cauchy, laplace, multivariate_normal, binom and more as
+`logpdf(x, ...)` or `logpmf(x, ...)`, NumPyro's distributions as `.log_prob(x)`.
 """
 
 import jax

@@ -10,14 +10,19 @@ from vijax.types import Array, Batch, Family, Integrand, Key, LogDensity, Params
 
 
 class Prior(NamedTuple):
-    """The prior of a latent as a member of a family: what closed-form KL needs.
+    """The prior of a latent as a member of a family. Closed-form KL needs it, and the model's
+    log-joint is made of it, so that the two cannot contradict each other.
 
     Attributes:
-      locate: (theta) -> lam for a global latent; (theta, w) -> lam for a local one.
+      locate: theta -> lam of a global latent, or of a model's only one; (theta, w) -> lam of a
+        local latent below a global one.
+      log_prob: the same density in a quicker form, if there is one: the arguments of `locate`, then
+        the latent -> [] nats. None: the family's.
     """
 
     family: Family
     locate: Callable[..., PyTree]
+    log_prob: Callable[..., Scalar] | None = None
 
 
 class Model(NamedTuple):
@@ -33,6 +38,8 @@ class Model(NamedTuple):
       simulate: (key, theta, num_data) -> (latents, x), x leaves [num_data, ...].
       log_evidence: (theta, x) -> [] exact: per datum if only "z", else of all data.
       posterior: (theta, x) -> exact lam, per datum if only "z", else of all data.
+      check: x, concrete, leaves [B, ...] -> None, or ValueError where the model has no meaning for
+        such data (grey values from 0 to 255 as bits).
     """
 
     init: Callable[[Key], PyTree]
@@ -43,6 +50,7 @@ class Model(NamedTuple):
     simulate: Callable[..., Any] | None = None
     log_evidence: Callable[..., Scalar] | None = None
     posterior: Callable[..., PyTree] | None = None
+    check: Callable[[PyTree], None] | None = None
 
 
 class Guide(NamedTuple):

@@ -13,6 +13,12 @@ def one_number(value: Any, what: str) -> Any:
     """The value, if it is a scalar. A forgotten sum would silently weigh the log-density against
     log q by 1 / size.
     """
+    if not hasattr(value, "shape") and not isinstance(value, int | float):
+        raise ValueError(
+            f"{what} returned a {type(value).__name__} for one sample of one datum, but it must be "
+            "one number, or for a log-density a dict {name: number} of the terms whose sum it is. "
+            "Write return log_p."
+        )
     if jnp.shape(value) != ():
         raise ValueError(
             f"{what} returned shape {jnp.shape(value)} for one sample of one datum, but it must be "

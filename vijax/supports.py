@@ -30,9 +30,9 @@ def ordered(size: int) -> Support:
     return Support("ordered", (size,))
 
 
-def simplex(size: int) -> Support:
-    """Positive vectors of sum 1, with the density of the first size - 1 entries."""
-    return Support("simplex", (size,))
+def simplex(*shape: int) -> Support:
+    """Positive vectors of sum 1 over the last axis, with the density of all but its last entry."""
+    return Support("simplex", shape)
 
 
 def correlation_cholesky(dim: int) -> Support:

@@ -1,5 +1,6 @@
 """How a family is put together from its parts, for built-in and user-written families alike."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import freeze
 
-from vijax.families.traits import Density, Moments
+from vijax.families.checked import checked, likes
+from vijax.families.traits import Density, Moments, UniformNoise
 from vijax.types import Array, Family, Key, PyTree, Scalar, Traits
 
 T = TypeVar("T")
@@ -31,6 +33,9 @@ def family(
     noise of all K samples at once and get log q for free: `transport(lam, noise) -> (z, log q(z))`.
     A flow whose inverse is unknown has no `log_prob` at a given z: leave it out, and rules that
     would need it refuse the family.
+
+    The functions are for one lam and one z. What has a batch axis is refused while it is traced,
+    and so is a z outside the support given to `log_prob` outside of jit.
 
     Args:
       support: what z can be, from `vijax.supports`; `supports.moving()` if that depends on lam,
@@ -60,7 +65,7 @@ def family(
     if noise is None or transport is None:
         noise, transport = _from_sample(sample, density)
     known = () if log_prob is None else (Density(),)
-    return Family(
+    made = Family(
         name=name,
         init=init,
         noise=noise,
@@ -71,6 +76,7 @@ def family(
         else support,  # a family is hashable
         traits=traits_of(*known, *traits),
     )
+    return checked(made)
 
 
 def traits_of(*records: Any) -> Traits:
@@ -143,8 +149,10 @@ def moments_of(family: Family) -> Moments:
 
 
 def replace_each(z: Array, values: Array) -> Array:
-    """[D, D]: row i is z [D] with its entry i replaced by values_i."""
-    return jnp.where(jnp.eye(z.shape[0], dtype=bool), values[None, :], z[None, :])
+    """[*shape, *shape]: at [i] z with its entry i replaced by values[i]."""
+    one = jnp.eye(z.size, dtype=bool)
+    each = jnp.where(one, values.reshape(1, -1), z.reshape(1, -1))
+    return each.reshape(z.shape + z.shape)
 
 
 def least_left(rate: Array) -> Array:
@@ -166,13 +174,44 @@ def lam_like(family: Family) -> PyTree:
 
 def z_like(family: Family) -> PyTree:
     """Shapes and dtypes of one draw, as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    return jax.eval_shape(lambda: sample(jax.random.key(0), family, family.init(jax.random.key(0))))
+    return likes(family).z
 
 
-def check_dim(name: str, dim: Any, **positive: float) -> None:
-    """Refuse sizes below 1 and scales that are not positive."""
-    if not isinstance(dim, int) or dim < 1:
-        raise ValueError(f"{name}(dim={dim!r}): dim must be an int of at least 1.")
-    for setting, value in positive.items():
+def as_shape(name: str, size: int | tuple[int, ...], **positive: float) -> tuple[int, ...]:
+    """The shape of z: `size` itself, or of a vector of so many numbers.
+
+    Raises:
+      ValueError: for axes below 1, and for settings that are not positive.
+    """
+    shape = size if isinstance(size, tuple) else (size,)
+    if not all(isinstance(axis, int) and axis >= 1 for axis in shape):
+        raise ValueError(
+            f"{name}({size!r}): give the number of elements of a vector z, an int of at least 1, "
+            "or the shape of z, such as (3, 2), or () for one number."
+        )
+    check_positive(name, **positive)
+    return shape
+
+
+def sized(name: str, shape: tuple[int, ...]) -> str:
+    """A family's name: "diag_normal(3)", "diag_normal((3, 2))"."""
+    return f"{name}({shape[0] if len(shape) == 1 else shape})"
+
+
+def vector_only(shape: tuple[int, ...], record: T) -> T | None:
+    """The trait, where z is a vector: what rules read from it are [D] and [D, D]."""
+    return record if len(shape) == 1 else None
+
+
+def uniform_noise(shape: tuple[int, ...], inverse_cdf: Callable[[Array], Array]) -> UniformNoise:
+    """The trait of a family whose noise, of z's shape, is an inverse distribution function of
+    uniform numbers.
+    """
+    return UniformNoise(math.prod(shape), lambda u: inverse_cdf(u).reshape(shape))
+
+
+def check_positive(name: str, **settings: float) -> None:
+    """Refuse settings that are not positive."""
+    for setting, value in settings.items():
         if not value > 0.0:
             raise ValueError(f"{name}({setting}={value!r}): {setting} must be positive.")

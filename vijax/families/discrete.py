@@ -3,33 +3,35 @@
 import itertools
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vijax import densities, supports
-from vijax.families.base import check_dim, family, replace_each
+from vijax.families.base import as_shape, family, replace_each, sized, uniform_noise, vector_only
 from vijax.families.kinds import BernoulliSites, CategoricalSites, Pairs, WeakDerivative
-from vijax.families.traits import Entropy, Kl, Moments, Natural, UniformNoise, finite_support
+from vijax.families.traits import Entropy, Kl, Moments, Natural, finite_support
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
-def bernoulli(dim: int) -> Family:
-    """Independent Bernoulli variables, z in {0, 1}^dim as floats.
+def bernoulli(size: int | tuple[int, ...]) -> Family:
+    """Independent Bernoulli variables, z in {0, 1}^D as floats.
 
     lam: `logits` [D]. z: [D]. The support has 2^D points.
+
+    Args:
+      size: D, or the shape of z and of the logits: `(3, 2)`, or `()` for one bit.
     """
-    check_dim("bernoulli", dim)
+    shape = as_shape("bernoulli", size)
+    total = math.prod(shape)
 
     def init(key: Key) -> PyTree:
-        return {"logits": 0.01 * jax.random.normal(key, (dim,))}
+        return {"logits": 0.01 * jax.random.normal(key, shape)}
 
     def noise(key: Key, num_samples: int) -> Array:
-        return jax.random.uniform(key, (num_samples, dim))
+        return jax.random.uniform(key, (num_samples, *shape))
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
-        chex.assert_shape(z, (dim,))
         return jnp.sum(densities.bernoulli(z, lam["logits"]))
 
     def transport(lam: PyTree, noise: Array) -> tuple[Array, Scalar]:
@@ -53,9 +55,8 @@ def bernoulli(dim: int) -> Family:
         )
 
     def values() -> Array:
-        return jnp.asarray(
-            np.array(list(itertools.product((0.0, 1.0), repeat=dim))), dtype=jnp.result_type(float)
-        )
+        every = np.array(list(itertools.product((0.0, 1.0), repeat=total)))
+        return jnp.asarray(every.reshape(-1, *shape), dtype=jnp.result_type(float))
 
     def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
         fisher = jax.nn.sigmoid(lam["logits"]) * jax.nn.sigmoid(-lam["logits"])
@@ -66,9 +67,9 @@ def bernoulli(dim: int) -> Family:
         return jax.nn.sigmoid(lam["logits"])
 
     return family(
-        f"bernoulli({dim})",
+        sized("bernoulli", shape),
         init=init,
-        support=supports.binary(dim),
+        support=supports.binary(*shape),
         log_prob=log_prob,
         noise=noise,
         transport=transport,
@@ -76,10 +77,10 @@ def bernoulli(dim: int) -> Family:
             Entropy(entropy),
             Kl(kl),
             Moments(mean, lambda lam: mean(lam) * jax.nn.sigmoid(-lam["logits"])),
-            finite_support(values, 2**dim),
-            BernoulliSites(lambda lam: lam["logits"]),
+            finite_support(values, 2**total),
+            vector_only(shape, BernoulliSites(lambda lam: lam["logits"])),
             Natural(natural_step),
-            UniformNoise(dim, lambda uniforms: uniforms),
+            uniform_noise(shape, lambda uniforms: uniforms),
             WeakDerivative(weak_derivative),
         ],
     )
@@ -105,7 +106,6 @@ def categorical(num_classes: int, num_sites: int | None = None) -> Family:
         return jax.random.gumbel(key, (num_samples, *shape))
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
-        chex.assert_shape(z, shape)
         return jnp.sum(densities.categorical(z, lam["logits"]))
 
     def transport(lam: PyTree, noise: Array) -> tuple[Array, Scalar]:
@@ -153,6 +153,6 @@ def categorical(num_classes: int, num_sites: int | None = None) -> Family:
             finite_support(values, num_classes ** (num_sites or 1)),
             CategoricalSites(lambda lam: lam["logits"]),
             Natural(natural_step),
-            UniformNoise(math.prod(shape), lambda u: -jnp.log(-jnp.log(u)).reshape(shape)),
+            uniform_noise(shape, lambda u: -jnp.log(-jnp.log(u))),
         ],
     )

@@ -46,8 +46,8 @@ class NormalMoments(NamedTuple):
     covariance: Callable[[PyTree], Array]
     label = "normal"
     refusal = (
-        "it is not normal with known mean and covariance, over which this rule integrates a "
-        "quadratic function"
+        "it is not normal, a vector z with known mean and covariance, over which this rule "
+        "integrates a quadratic function"
     )
 
 

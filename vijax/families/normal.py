@@ -2,43 +2,45 @@
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import ndtri
 
 from vijax import densities, supports
-from vijax.families.base import check_dim, family, least_left, replace_each
-from vijax.families.kinds import NormalMoments, Pairs, WeakDerivative
-from vijax.families.traits import (
-    Entropy,
-    Inverse,
-    Kl,
-    Moments,
-    Natural,
-    Reparameterized,
-    UniformNoise,
+from vijax.families.base import (
+    as_shape,
+    check_positive,
+    family,
+    least_left,
+    replace_each,
+    sized,
+    uniform_noise,
+    vector_only,
 )
+from vijax.families.kinds import NormalMoments, Pairs, WeakDerivative
+from vijax.families.traits import Entropy, Inverse, Kl, Moments, Natural, Reparameterized
+from vijax.shapes import same_shapes
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
-def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
-    """Normal with diagonal covariance on R^dim.
+def diag_normal(size: int | tuple[int, ...], *, init_scale: float = 1.0) -> Family:
+    """Independent normal variables.
 
     lam: `loc` [D], `log_scale` [D], the log of the standard deviations. z: [D].
 
     Args:
-      dim: D, at least 1.
+      size: D, or the shape of z and of lam's leaves: `(3, 2)`, or `()` for one number.
       init_scale: standard deviation at `init`; the means start near 0.
     """
-    check_dim("diag_normal", dim, init_scale=init_scale)
+    shape = as_shape("diag_normal", size, init_scale=init_scale)
 
     def init(key: Key) -> PyTree:
-        return _init_normal(key, dim, init_scale)
+        return _init_normal(key, shape, init_scale)
 
     def noise(key: Key, num_samples: int) -> Array:
-        return jax.random.normal(key, (num_samples, dim))
+        return jax.random.normal(key, (num_samples, *shape))
 
     def transport(lam: PyTree, noise: Array) -> tuple[Array, Scalar]:
         z = lam["loc"] + jnp.exp(lam["log_scale"]) * noise
@@ -48,11 +50,10 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         return jnp.exp(-lam["log_scale"]) * (z - lam["loc"])
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
-        chex.assert_shape(z, (dim,))
         return jnp.sum(densities.normal(z, lam["loc"], lam["log_scale"]))
 
     def entropy(lam: PyTree) -> Scalar:
-        return jnp.sum(lam["log_scale"]) + 0.5 * dim * (1.0 + densities.LOG_2PI)
+        return jnp.sum(lam["log_scale"] + 0.5 * (1.0 + densities.LOG_2PI))
 
     def kl(lam: PyTree, lam2: PyTree) -> Scalar:
         log_ratio = lam["log_scale"] - lam2["log_scale"]
@@ -72,9 +73,9 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         # step coupled to it. Mohamed et al. 2020, table 1; coupling by Rosca et al. 2019.
         keys = jax.random.split(key, 3)
         scale = jnp.exp(lam["log_scale"])
-        weibull = scale * jnp.sqrt(2.0 * jax.random.exponential(keys[0], (dim,)))
-        maxwell = scale * jax.random.double_sided_maxwell(keys[1], 0.0, 1.0, (dim,))
-        normal = jax.random.uniform(keys[2], (dim,)) * maxwell
+        weibull = scale * jnp.sqrt(2.0 * jax.random.exponential(keys[0], shape))
+        maxwell = scale * jax.random.double_sided_maxwell(keys[1], 0.0, 1.0, shape)
+        normal = jax.random.uniform(keys[2], shape) * maxwell
         loc = lam["loc"]
         return Pairs(
             {"loc": replace_each(z, loc + weibull), "log_scale": replace_each(z, loc + maxwell)},
@@ -86,9 +87,9 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         return jnp.exp(2.0 * lam["log_scale"])
 
     return family(
-        f"diag_normal({dim})",
+        sized("diag_normal", shape),
         init=init,
-        support=supports.real(dim),
+        support=supports.real(*shape),
         log_prob=log_prob,
         noise=noise,
         transport=transport,
@@ -97,10 +98,12 @@ def diag_normal(dim: int, *, init_scale: float = 1.0) -> Family:
             Entropy(entropy),
             Kl(kl),
             Moments(lambda lam: lam["loc"], variance),
-            NormalMoments(lambda lam: lam["loc"], lambda lam: jnp.diag(variance(lam))),
+            vector_only(
+                shape, NormalMoments(lambda lam: lam["loc"], lambda lam: jnp.diag(variance(lam)))
+            ),
             Natural(natural_step),
             Inverse(inverse),
-            UniformNoise(dim, ndtri),
+            uniform_noise(shape, ndtri),
             WeakDerivative(weak_derivative),
         ],
     )
@@ -117,13 +120,18 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
     read). z: [D].
 
     Args:
-      dim: D, at least 1.
+      dim: D, at least 1. For z of another shape: `families.over(supports.real(3, 2), full_normal)`.
       init_scale: standard deviation at `init`, without correlation.
     """
-    check_dim("full_normal", dim, init_scale=init_scale)
+    if not isinstance(dim, int) or dim < 1:
+        raise ValueError(
+            f"full_normal(dim={dim!r}): dim must be an int of at least 1. For a z of any shape "
+            "write families.over(supports.real(3, 2), families.full_normal)."
+        )
+    check_positive("full_normal", init_scale=init_scale)
 
     def init(key: Key) -> PyTree:
-        return _init_normal(key, dim, init_scale) | {"lower": jnp.zeros((dim, dim))}
+        return _init_normal(key, (dim,), init_scale) | {"lower": jnp.zeros((dim, dim))}
 
     def noise(key: Key, num_samples: int) -> Array:
         return jax.random.normal(key, (num_samples, dim))
@@ -141,7 +149,6 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
         )
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
-        chex.assert_shape(z, (dim,))
         white = whiten(lam, z - lam["loc"])
         return jnp.sum(densities.standard_normal(white)) - jnp.sum(lam["log_scale"])
 
@@ -173,7 +180,7 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
             NormalMoments(lambda lam: lam["loc"], covariance),
             Natural(_natural_step),
             Inverse(lambda lam, z: whiten(lam, z - lam["loc"])),
-            UniformNoise(dim, ndtri),
+            uniform_noise((dim,), ndtri),
         ],
     )
 
@@ -187,8 +194,22 @@ def cholesky(lam: PyTree) -> Array:
 
 
 def from_covariance(loc: Array, covariance: Array) -> PyTree:
-    """Lam of the `full_normal` with this mean [D] and positive definite covariance [D, D]."""
-    return from_cholesky(loc, jnp.linalg.cholesky(covariance))
+    """Lam of the `full_normal` with this mean [D] and positive definite covariance [D, D].
+
+    Raises:
+      ValueError: where the covariance is no such matrix; in a traced program lam is then NaN.
+    """
+    same_shapes(covariance, jnp.outer(loc, loc), "from_covariance(loc, covariance): covariance")
+    factor = jnp.linalg.cholesky(covariance)
+    if not isinstance(factor, Tracer):
+        off = float(jnp.max(jnp.abs(covariance - covariance.T)))
+        if not bool(jnp.all(jnp.isfinite(factor))) or off > 1e-3 * float(jnp.max(covariance)):
+            raise ValueError(
+                "from_covariance: the covariance is not symmetric and positive definite (its "
+                f"Cholesky factor is {factor}). Give E[(z - loc)(z - loc)'], with a little added "
+                "to its diagonal if it is estimated, or from_cholesky(loc, factor)."
+            )
+    return from_cholesky(loc, factor)
 
 
 def from_cholesky(loc: Array, factor: Array) -> PyTree:
@@ -217,8 +238,8 @@ def _natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
     return from_cholesky(loc, triangle * signs[None, :])
 
 
-def _init_normal(key: Key, dim: int, init_scale: float) -> PyTree:
+def _init_normal(key: Key, shape: tuple[int, ...], init_scale: float) -> PyTree:
     return {
-        "loc": 0.01 * jax.random.normal(key, (dim,)),
-        "log_scale": jnp.full((dim,), math.log(init_scale)),
+        "loc": 0.01 * jax.random.normal(key, shape),
+        "log_scale": jnp.full(shape, math.log(init_scale)),
     }

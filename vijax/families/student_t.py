@@ -2,18 +2,18 @@
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
 from vijax import supports
-from vijax.families.base import check_dim, family
+from vijax.families.base import as_shape, family, sized
+from vijax.families.log_gamma import log_gamma
 from vijax.families.traits import Entropy, Moments, Reparameterized
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
-def student_t(dim: int, *, init_degrees: float = 5.0) -> Family:
+def student_t(size: int | tuple[int, ...], *, init_degrees: float = 5.0) -> Family:
     """Independent Student-t variables on the real line, heavier in the tails than the normal.
 
     z = loc + scale e sqrt(v / (2 g)), e normal, g ~ Gamma(v/2): differentiable in all three, in the
@@ -23,30 +23,26 @@ def student_t(dim: int, *, init_degrees: float = 5.0) -> Family:
     may overflow float32.
 
     Args:
-      dim: D, at least 1.
+      size: D, or the shape of z and of lam's leaves: `(3, 2)`, or `()` for one number.
       init_degrees: v at `init`.
     """
-    check_dim("student_t", dim, init_degrees=init_degrees)
+    shape = as_shape("student_t", size, init_degrees=init_degrees)
 
     def init(key: Key) -> PyTree:
-        loc = 0.01 * jax.random.normal(key, (dim,))
+        loc = 0.01 * jax.random.normal(key, shape)
         return {
             "loc": loc,
-            "log_scale": jnp.zeros((dim,)),
-            "log_degrees": jnp.full((dim,), math.log(init_degrees)),
+            "log_scale": jnp.zeros(shape),
+            "log_degrees": jnp.full(shape, math.log(init_degrees)),
         }
 
     def sample(key: Key, lam: PyTree) -> Array:
         normal_key, gamma_key = jax.random.split(key)
         half = 0.5 * jnp.exp(lam["log_degrees"])
-        normal, log_gamma = (
-            jax.random.normal(normal_key, (dim,)),
-            jax.random.loggamma(gamma_key, half),
-        )
-        return lam["loc"] + normal * jnp.exp(lam["log_scale"] + 0.5 * (jnp.log(half) - log_gamma))
+        widening = jnp.exp(lam["log_scale"] + 0.5 * (jnp.log(half) - log_gamma(gamma_key, half)))
+        return lam["loc"] + widening * jax.random.normal(normal_key, shape)
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
-        chex.assert_shape(z, (dim,))
         degrees = jnp.exp(lam["log_degrees"])
         white = (z - lam["loc"]) * jnp.exp(-lam["log_scale"])
         tail = -0.5 * (degrees + 1.0) * jnp.log1p(jnp.square(white) / degrees)
@@ -67,9 +63,9 @@ def student_t(dim: int, *, init_degrees: float = 5.0) -> Family:
         return jnp.where(finite, jnp.exp(2.0 * lam["log_scale"]) * ratio, jnp.inf)
 
     return family(
-        f"student_t({dim})",
+        sized("student_t", shape),
         init=init,
-        support=supports.real(dim),
+        support=supports.real(*shape),
         log_prob=log_prob,
         sample=sample,
         traits=[Reparameterized(), Entropy(entropy), Moments(mean, variance)],

@@ -2,42 +2,40 @@
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import i0e, i1e
 
 from vijax import supports
-from vijax.families.base import check_dim, family
+from vijax.families.base import as_shape, family, sized
 from vijax.families.traits import Entropy, Kl, Reparameterized
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
-def von_mises(dim: int) -> Family:
+def von_mises(size: int | tuple[int, ...]) -> Family:
     """Independent angles in [-pi, pi], density exp(c cos(z - loc)) / (2 pi I0(c)). Figurnov et al.
     2018.
 
     lam: `loc` [D], radians, `log_concentration` [D], the log of c. z: [D], radians. Path
     derivatives are right for an integrand that is continuous on the circle, f(-pi) = f(pi): write
     it in cos z and sin z.
+
+    Args:
+      size: D, or the shape of z and of lam's leaves: `(3, 2)`, or `()` for one angle.
     """
-    check_dim("von_mises", dim)
+    shape = as_shape("von_mises", size)
 
     def init(key: Key) -> PyTree:
-        return {
-            "loc": 0.01 * jax.random.normal(key, (dim,)),
-            "log_concentration": jnp.zeros((dim,)),
-        }
+        return {"loc": 0.01 * jax.random.normal(key, shape), "log_concentration": jnp.zeros(shape)}
 
     def sample(key: Key, lam: PyTree) -> Array:
         turned = lam["loc"] + centred_angle(key, jnp.exp(lam["log_concentration"]))
         return turned - 2.0 * math.pi * jax.lax.stop_gradient(jnp.round(turned / (2.0 * math.pi)))
 
     def log_prob(lam: PyTree, z: Array) -> Scalar:
-        chex.assert_shape(z, (dim,))
         concentration = jnp.exp(lam["log_concentration"])
         # cos - 1 by the half angle, so that the two large parts of c cos z - log I0(c) cancel on
         # paper.
@@ -60,9 +58,9 @@ def von_mises(dim: int) -> Family:
         )
 
     return family(
-        f"von_mises({dim})",
+        sized("von_mises", shape),
         init=init,
-        support=supports.circle(dim),
+        support=supports.circle(*shape),
         log_prob=log_prob,
         sample=sample,
         traits=[Reparameterized(), Entropy(entropy), Kl(kl)],

@@ -32,10 +32,9 @@ def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:
     def init(key: Key) -> PyTree:
         return {"loc": jnp.zeros(dim), "log_scale": jnp.zeros(dim)}
 
-    def log_joint(theta: PyTree, z: Array, x: Array) -> Scalar:
+    def log_lik(theta: PyTree, z: Array, x: Array) -> Scalar:
         chex.assert_shape([z, x], (dim,))
-        log_prior = jnp.sum(densities.normal(z, theta["loc"], theta["log_scale"]))
-        return log_prior + jnp.sum(densities.normal(x, z, log_noise))
+        return jnp.sum(densities.normal(x, z, log_noise))
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[Array, Array]:
         key_z, key_x = jax.random.split(key)
@@ -58,7 +57,7 @@ def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:
     )
     return latent_model(
         init,
-        log_joint,
+        log_lik=log_lik,
         prior=prior,
         simulate=simulate,
         log_evidence=log_evidence,

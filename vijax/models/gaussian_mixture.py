@@ -49,8 +49,8 @@ def gaussian_mixture(num_components: int, observed_dim: int, *, init_spread: flo
         chex.assert_shape(x, (observed_dim,))
         return jnp.sum(densities.normal(x[None, :], theta["loc"], theta["log_scale"]), axis=1)
 
-    def log_joint(theta: PyTree, z: Array, x: Array) -> Scalar:
-        return densities.categorical(z, theta["logits"]) + z @ log_components(theta, x)
+    def log_lik(theta: PyTree, z: Array, x: Array) -> Scalar:
+        return z @ log_components(theta, x)
 
     def log_joints(theta: PyTree, x: Array) -> Array:
         return jax.nn.log_softmax(theta["logits"]) + log_components(theta, x)
@@ -64,7 +64,7 @@ def gaussian_mixture(num_components: int, observed_dim: int, *, init_spread: flo
 
     return latent_model(
         init,
-        log_joint,
+        log_lik=log_lik,
         prior=Prior(categorical(num_components), lambda theta: {"logits": theta["logits"]}),
         simulate=simulate,
         log_evidence=lambda theta, x: jax.nn.logsumexp(log_joints(theta, x)),

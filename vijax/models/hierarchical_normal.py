@@ -35,14 +35,9 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
     def init(key: Key) -> PyTree:
         return {"log_scale": jnp.zeros(dim)}
 
-    def log_prior(theta: PyTree, w: Array) -> Scalar:
-        return jnp.sum(densities.normal(w, 0.0, log_prior_scale))
-
-    def log_local(theta: PyTree, w: Array, z: Array, x: Array) -> Scalar:
+    def log_lik(theta: PyTree, w: Array, z: Array, x: Array) -> Scalar:
         chex.assert_shape([w, z, x], (dim,))
-        return jnp.sum(densities.normal(z, w, theta["log_scale"])) + jnp.sum(
-            densities.normal(x, z, log_noise)
-        )
+        return jnp.sum(densities.normal(x, z, log_noise))
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[PyTree, Array]:
         key_w, key_z, key_x = jax.random.split(key, 3)
@@ -66,7 +61,7 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
         # p(x) = p(x, w) / p(w | x) at the mean.
         return (
             likelihood
-            + log_prior(theta, mean)
+            + jnp.sum(densities.normal(mean, 0.0, log_prior_scale))
             + 0.5 * dim * densities.LOG_2PI
             - 0.5 * jnp.sum(jnp.log(precision))
         )
@@ -81,10 +76,9 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
         return {"w": {"loc": mean, "log_scale": -0.5 * jnp.log(precision)}, "z": local}
 
     return hierarchical_model(
-        log_prior,
-        log_local,
+        isotropic_normal_prior(diag_normal(dim), scale=prior_scale),
+        log_lik=log_lik,
         init=init,
-        prior_w=isotropic_normal_prior(diag_normal(dim), scale=prior_scale),
         prior_z=Prior(
             diag_normal(dim), lambda theta, w: {"loc": w, "log_scale": theta["log_scale"]}
         ),

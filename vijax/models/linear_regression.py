@@ -38,9 +38,6 @@ def linear_regression(
     check_positive("linear_regression", dim=dim, noise_scale=noise_scale, prior_scale=prior_scale)
     log_noise, log_prior_scale = math.log(noise_scale), math.log(prior_scale)
 
-    def log_prior(theta: PyTree, w: Array) -> Scalar:
-        return jnp.sum(densities.normal(w, 0.0, log_prior_scale))
-
     def log_lik(theta: PyTree, w: Array, x: PyTree) -> Scalar:
         chex.assert_shape([w, x["features"]], (dim,))
         return densities.normal(x["label"], x["features"] @ w, log_noise)
@@ -66,9 +63,8 @@ def linear_regression(
 
     def log_evidence(theta: PyTree, x: PyTree) -> Scalar:
         factor, mean = moments(x)
-        at_mean = jnp.sum(
-            densities.normal(x["label"], x["features"] @ mean, log_noise)
-        ) + log_prior(theta, mean)
+        at_mean = jnp.sum(densities.normal(x["label"], x["features"] @ mean, log_noise))
+        at_mean += jnp.sum(densities.normal(mean, 0.0, log_prior_scale))
         # p(x) = p(x, w) / p(w | x) at the mean, where the posterior's density is its normalising
         # constant.
         return at_mean + 0.5 * dim * densities.LOG_2PI - jnp.sum(jnp.log(jnp.diagonal(factor)))
@@ -81,10 +77,5 @@ def linear_regression(
 
     prior = isotropic_normal_prior(prior_family(dim), scale=prior_scale)
     return bayes_model(
-        log_prior,
-        log_lik,
-        prior=prior,
-        simulate=simulate,
-        log_evidence=log_evidence,
-        posterior=posterior,
+        prior, log_lik, simulate=simulate, log_evidence=log_evidence, posterior=posterior
     )

@@ -1,16 +1,15 @@
 """Bayesian logistic regression: no exact evidence, the standard test of global-latent inference."""
 
-import math
 from collections.abc import Callable
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from vijax import densities
 from vijax.families import diag_normal
 from vijax.inference import Model
 from vijax.models.base import bayes_model
+from vijax.models.data import check_bits
 from vijax.models.normal_prior import check_positive, isotropic_normal_prior
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
@@ -30,10 +29,6 @@ def logistic_regression(
       prior_family: `diag_normal` or `full_normal`, that of the guide, for closed-form KL.
     """
     check_positive("logistic_regression", dim=dim, prior_scale=prior_scale)
-    log_prior_scale = math.log(prior_scale)
-
-    def log_prior(theta: PyTree, w: Array) -> Scalar:
-        return jnp.sum(densities.normal(w, 0.0, log_prior_scale))
 
     def log_lik(theta: PyTree, w: Array, x: PyTree) -> Scalar:
         chex.assert_shape([w, x["features"]], (dim,))
@@ -46,5 +41,8 @@ def logistic_regression(
         label = jax.random.bernoulli(key_label, jax.nn.sigmoid(features @ w)).astype(features.dtype)
         return w, {"features": features, "label": label}
 
+    def check(x: PyTree) -> None:
+        check_bits(x["label"], "logistic_regression: labels", "For -1 and 1 write (label + 1) / 2.")
+
     prior = isotropic_normal_prior(prior_family(dim), scale=prior_scale)
-    return bayes_model(log_prior, log_lik, prior=prior, simulate=simulate)
+    return bayes_model(prior, log_lik, simulate=simulate, check=check)

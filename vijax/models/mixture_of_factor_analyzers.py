@@ -41,13 +41,10 @@ def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_d
             "log_noise": jnp.zeros(()),
         }
 
-    def log_joint(theta: PyTree, z: PyTree, x: Array) -> Scalar:
+    def log_lik(theta: PyTree, z: PyTree, x: Array) -> Scalar:
         means = theta["weights"] @ z["z"] + theta["bias"]  # [C, P]
         log_components = jnp.sum(densities.normal(x[None, :], means, theta["log_noise"]), axis=1)
-        log_prior = densities.categorical(z["c"], theta["logits"]) + jnp.sum(
-            densities.standard_normal(z["z"])
-        )
-        return log_prior + z["c"] @ log_components
+        return z["c"] @ log_components
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[PyTree, Array]:
         key_c, key_z, key_x = jax.random.split(key, 3)
@@ -78,4 +75,6 @@ def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_d
         return {"c": {"logits": theta["logits"]}, "z": {"loc": zeros, "log_scale": zeros}}
 
     prior = Prior(product(c=categorical(num_components), z=diag_normal(latent_dim)), locate)
-    return latent_model(init, log_joint, prior=prior, simulate=simulate, log_evidence=log_evidence)
+    return latent_model(
+        init, log_lik=log_lik, prior=prior, simulate=simulate, log_evidence=log_evidence
+    )

@@ -36,12 +36,10 @@ def probabilistic_pca(
         weights = 0.1 * jax.random.normal(key, (observed_dim, latent_dim))
         return {"weights": weights, "bias": jnp.zeros(observed_dim), "log_noise": jnp.zeros(())}
 
-    def log_joint(theta: PyTree, z: Array, x: Array) -> Scalar:
+    def log_lik(theta: PyTree, z: Array, x: Array) -> Scalar:
         chex.assert_shape(theta["weights"], (*x.shape, *z.shape))
-        log_prior = jnp.sum(densities.standard_normal(z))
-        return log_prior + jnp.sum(
-            densities.normal(x, theta["weights"] @ z + theta["bias"], theta["log_noise"])
-        )
+        mean = theta["weights"] @ z + theta["bias"]
+        return jnp.sum(densities.normal(x, mean, theta["log_noise"]))
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[Array, Array]:
         key_z, key_x = jax.random.split(key)
@@ -53,7 +51,8 @@ def probabilistic_pca(
         factor, mean = posterior_moments(theta["weights"], theta["log_noise"], x - theta["bias"])
         # p(x) = p(x, z) / p(z | x) at the mean: D x D algebra, stable for small s.
         return (
-            log_joint(theta, mean, x)
+            log_lik(theta, mean, x)
+            + jnp.sum(densities.standard_normal(mean))
             + 0.5 * latent_dim * densities.LOG_2PI
             - jnp.sum(jnp.log(jnp.diagonal(factor)))
         )
@@ -67,7 +66,7 @@ def probabilistic_pca(
     prior = isotropic_normal_prior(prior_family(latent_dim))
     return latent_model(
         init,
-        log_joint,
+        log_lik=log_lik,
         prior=prior,
         simulate=simulate,
         log_evidence=log_evidence,

@@ -12,6 +12,7 @@ from vijax.families import bernoulli, chain
 from vijax.guides import amortized
 from vijax.inference import Guide, Model, Prior
 from vijax.models.base import latent_model
+from vijax.models.data import check_unit
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
@@ -40,13 +41,18 @@ def sigmoid_belief_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden
         ]
         return {"top": jnp.zeros(sizes[-1]), "nets": nets}
 
+    def given_above(net: PyTree, above: Array, below: Array) -> Scalar:
+        return jnp.sum(densities.bernoulli(below, apply_net(net, 2.0 * above - 1.0)))
+
+    def log_lik(theta: PyTree, z: Array, x: Array) -> Scalar:
+        chex.assert_shape(x, (num_pixels,))
+        return given_above(theta["nets"][0], z, x)
+
     def log_joint(theta: PyTree, z: PyTree, x: Array) -> Scalar:
         chex.assert_shape(x, (num_pixels,))
-        layers = [*([z] if len(sizes) == 1 else [z["h2"], z["h1"]]), x]
-        log_p = jnp.sum(densities.bernoulli(layers[0], theta["top"]))
-        for net, above, below in zip(theta["nets"], layers[:-1], layers[1:], strict=True):
-            log_p += jnp.sum(densities.bernoulli(below, apply_net(net, 2.0 * above - 1.0)))
-        return log_p
+        upper, lower = theta["nets"]
+        log_top = jnp.sum(densities.bernoulli(z["h2"], theta["top"]))
+        return log_top + given_above(upper, z["h2"], z["h1"]) + given_above(lower, z["h1"], x)
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[PyTree, Array]:
         def one(key: Key) -> list[Array]:
@@ -59,12 +65,13 @@ def sigmoid_belief_net(num_pixels: int, sizes: Sequence[int] = (200,), *, hidden
         *layers, x = jax.vmap(one)(jax.random.split(key, num_data))
         return (layers[0] if len(sizes) == 1 else {"h2": layers[0], "h1": layers[1]}), x
 
-    prior = (
-        Prior(bernoulli(sizes[0]), lambda theta: {"logits": theta["top"]})
-        if len(sizes) == 1
-        else None
-    )
-    return latent_model(init, log_joint, prior=prior, simulate=simulate)
+    def check(x: Array) -> None:
+        check_unit(x, "sigmoid_belief_net: pixels")
+
+    if len(sizes) == 2:
+        return latent_model(init, log_joint, simulate=simulate, check=check)
+    prior = Prior(bernoulli(sizes[0]), lambda theta: {"logits": theta["top"]})
+    return latent_model(init, log_lik=log_lik, prior=prior, simulate=simulate, check=check)
 
 
 def recognition_net(

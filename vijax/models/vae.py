@@ -9,12 +9,16 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen
+from jax.core import Tracer
 
 from vijax import densities
 from vijax.families import diag_normal
-from vijax.inference import Model, Prior
+from vijax.inference import Model
 from vijax.models.base import latent_model
+from vijax.models.data import check_unit
+from vijax.models.normal_prior import isotropic_normal_prior
 from vijax.networks import as_network
+from vijax.shapes import same_shapes
 from vijax.types import Array, Key, PyTree, Scalar
 
 
@@ -22,29 +26,41 @@ class Likelihood(NamedTuple):
     """p(x | decoder output) of one datum; `output` is what the decoder returns for one z.
 
     Attributes:
-      log_prob: (output, x) -> [] nats
-      mean: output -> E[x]
-      sample: (key, output) -> x
-      outputs_per_pixel: width of the decoder's last layer, per element of x
+      log_prob: (x, output) -> [] nats; the value first, as in `vijax.densities`.
+      mean: output -> E[x].
+      sample: (key, output) -> x.
+      outputs_per_pixel: width of the decoder's last layer, per element of x.
+      check: x, concrete, leaves [B, ...] -> None, or ValueError; see `Model.check`.
     """
 
     log_prob: Callable[[PyTree, PyTree], Scalar]
     mean: Callable[[PyTree], PyTree]
     sample: Callable[[Key, PyTree], PyTree]
     outputs_per_pixel: int
+    check: Callable[[PyTree], None] | None = None
 
 
 def bernoulli_pixels() -> Likelihood:
-    """Independent Bernoulli pixels, x [P] in {0, 1}; the decoder returns logits [P]."""
+    """Independent Bernoulli pixels, x [P] in {0, 1}; the decoder returns logits [P]. The
+    log-density is linear in x, so that grey values in [0, 1] are the mean over their binarizations.
+    """
 
-    def log_prob(output: Array, x: Array) -> Scalar:
-        chex.assert_equal_shape([output, x])
+    def log_prob(x: Array, output: Array) -> Scalar:
+        same_shapes(output, x, "bernoulli_pixels: log_prob(x, output), whose output (logits)")
+        if not isinstance(x, Tracer):
+            check_unit(x, "bernoulli_pixels: log_prob(x, output), whose x")
         return jnp.sum(densities.bernoulli(x, output))
 
     def sample(key: Key, output: Array) -> Array:
         return jax.random.bernoulli(key, jax.nn.sigmoid(output)).astype(output.dtype)
 
-    return Likelihood(log_prob, jax.nn.sigmoid, sample, 1)
+    return Likelihood(
+        log_prob=log_prob,
+        mean=jax.nn.sigmoid,
+        sample=sample,
+        outputs_per_pixel=1,
+        check=lambda x: check_unit(x, "bernoulli_pixels: x"),
+    )
 
 
 def normal_pixels(*, min_scale: float) -> Likelihood:
@@ -72,16 +88,25 @@ def normal_pixels(*, min_scale: float) -> Likelihood:
         mean, raw = jnp.split(output, 2)
         return mean, 0.5 * (least + jax.nn.softplus(raw - least))  # mean, log standard deviation
 
-    def log_prob(output: Array, x: Array) -> Scalar:
+    def log_prob(x: Array, output: Array) -> Scalar:
+        if output.shape != (2 * x.size,):
+            raise ValueError(
+                f"normal_pixels: log_prob(x, output) takes x [P], then output [2 P], but got "
+                f"{x.shape}, then {output.shape}. Make the decoder's last layer 2 P wide."
+            )
         mean, log_scale = moments(output)
-        chex.assert_equal_shape([mean, x])
         return jnp.sum(densities.normal(x, mean, log_scale))
 
     def sample(key: Key, output: Array) -> Array:
         mean, log_scale = moments(output)
         return mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape)
 
-    return Likelihood(log_prob, lambda output: moments(output)[0], sample, 2)
+    return Likelihood(
+        log_prob=log_prob,
+        mean=lambda output: moments(output)[0],
+        sample=sample,
+        outputs_per_pixel=2,
+    )
 
 
 class Mlp(linen.Module):
@@ -119,13 +144,10 @@ def vae(decoder: Any, latent_dim: int, likelihood: Likelihood) -> Model:
     if latent_dim < 1:
         raise ValueError(f"vae(latent_dim={latent_dim}): the latent needs at least one dimension.")
     network = as_network(decoder, jax.ShapeDtypeStruct((latent_dim,), jnp.result_type(float)))
-    zeros = {"loc": jnp.zeros(latent_dim), "log_scale": jnp.zeros(latent_dim)}
 
-    def log_joint(theta: PyTree, z: Array, x: PyTree) -> Scalar:
+    def log_lik(theta: PyTree, z: Array, x: PyTree) -> Scalar:
         chex.assert_shape(z, (latent_dim,))
-        return jnp.sum(densities.standard_normal(z)) + likelihood.log_prob(
-            network.apply(theta, z), x
-        )
+        return likelihood.log_prob(x, network.apply(theta, z))
 
     def simulate(key: Key, theta: PyTree, num_data: int) -> tuple[Array, PyTree]:
         key_z, key_x = jax.random.split(key)
@@ -133,5 +155,10 @@ def vae(decoder: Any, latent_dim: int, likelihood: Likelihood) -> Model:
         keys = jax.random.split(key_x, num_data)
         return z, jax.vmap(lambda k, z: likelihood.sample(k, network.apply(theta, z)))(keys, z)
 
-    prior = Prior(diag_normal(latent_dim), lambda theta: zeros)
-    return latent_model(network.init, log_joint, prior=prior, simulate=simulate)
+    return latent_model(
+        network.init,
+        log_lik=log_lik,
+        prior=isotropic_normal_prior(diag_normal(latent_dim)),
+        simulate=simulate,
+        check=likelihood.check,
+    )

@@ -1,0 +1,126 @@
+"""What a user calls a network is a function of parameters and one datum, drawn afresh by every key;
+what keeps state beside them is refused where it would change.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from checks import assert_close
+from flax import linen, nnx
+
+from vijax import families, guides, networks
+
+X = jnp.array([0.5, -1.0, 2.0])
+FAMILY = families.diag_normal(2)
+
+
+class Normalised(linen.Module):
+    """Running averages beside the parameters."""
+
+    train: bool
+
+    @linen.compact
+    def __call__(self, x):
+        hidden = linen.BatchNorm(use_running_average=not self.train)(linen.Dense(4)(x)[None])
+        return hidden[0]
+
+
+class Dropping(linen.Module):
+    """A mask, drawn at every call."""
+
+    deterministic: bool
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dropout(0.5, deterministic=self.deterministic)(linen.Dense(4)(x))
+
+
+class Both(nnx.Module):
+    """Running averages and a mask."""
+
+    def __init__(self, *, rngs):
+        self.dense = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.drop(self.norm(self.dense(x)[None])[0])
+
+
+def evaluating(rngs):
+    module = Both(rngs=rngs)
+    module.eval()
+    return module
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_linen_state_beside_the_parameters_is_refused(train):
+    """An optimiser was given the averages to train."""
+    with pytest.raises(ValueError, match=r"\['batch_stats'\].*train.*GroupNorm or .*LayerNorm"):
+        guides.amortized(FAMILY, Normalised(train), x=X)
+
+
+def test_linen_dropout_is_refused_until_it_is_deterministic():
+    with pytest.raises(ValueError, match=r"Dropping draws random numbers.*deterministic=True"):
+        guides.amortized(FAMILY, Dropping(False), x=X)
+    guide = guides.amortized(FAMILY, Dropping(True), x=X)
+    assert set(guide.init(jax.random.key(0))["z"]) == {"params"}
+
+
+def test_nnx_state_that_a_call_changes_is_refused():
+    """Both of a class that takes `rngs` alone and of a function of it."""
+    for encoder in (Both, lambda rngs: Both(rngs=rngs)):
+        guide = guides.amortized(FAMILY, encoder)
+        phi = guide.init(jax.random.key(0))
+        for call in (guide.at, jax.jit(guide.at)):
+            with pytest.raises(ValueError, match=r"Both changes state.*module.eval\(\)"):
+                call(phi, X)
+
+
+def test_nnx_state_that_stays_is_a_constant_and_not_learned():
+    guide = guides.amortized(FAMILY, evaluating)
+    phi = guide.init(jax.random.key(0))
+    assert set(phi["z"]) == {"dense", "norm"} and set(phi["z"]["norm"]) == {"bias", "scale"}
+    kernel, bias = phi["z"]["dense"]["kernel"], phi["z"]["dense"]["bias"]
+    output = (X @ kernel + bias) / jnp.sqrt(1.0 + 1e-5)  # averages 0 and 1
+    assert_close(guide.at(phi, X), {"loc": output[:2], "log_scale": output[2:]}, tolerance=1e-6)
+
+
+def test_nnx_modules_start_anew_under_every_key():
+    guide = guides.amortized(FAMILY, lambda rngs: nnx.Linear(3, 4, rngs=rngs))
+    one, again, other = (guide.init(jax.random.key(seed))["z"]["kernel"] for seed in (0, 0, 1))
+    assert bool(jnp.all(one == again)) and not bool(jnp.any(one == other))
+    jitted = jax.jit(guide.init)(jax.random.key(0))["z"]["kernel"]
+    assert_close(jitted, one, tolerance=1e-6)
+
+
+def test_an_nnx_module_that_is_built_starts_from_itself_on_request_only():
+    module = nnx.Linear(3, 4, rngs=nnx.Rngs(7))
+    with pytest.raises(ValueError, match=r"restarts would be alike. Write lambda rngs: Linear"):
+        networks.as_network(module)
+    network = networks.as_network(networks.pretrained(module))
+    for seed in (0, 1):
+        params = network.init(jax.random.key(seed))
+        assert bool(jnp.all(params["kernel"] == module.kernel[...]))
+        assert_close(network.apply(params, X), module(X), tolerance=1e-6)
+
+
+def test_an_equinox_module_is_a_pair():
+    """As the docstring of `as_network` writes it; the gradient reaches every layer."""
+
+    def make(key):
+        return eqx.nn.MLP(3, 4, width_size=5, depth=1, key=key)
+
+    params, static = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)
+    pair = (
+        lambda key: eqx.filter(make(key), eqx.is_inexact_array),
+        lambda params, x: eqx.combine(params, static)(x),
+    )
+    guide = guides.amortized(FAMILY, pair, x=X)
+    phi = guide.init(jax.random.key(0))
+    lam = guide.at(phi, X)
+    output = make(jax.random.key(0))(X)
+    assert_close(lam, {"loc": output[:2], "log_scale": output[2:]}, tolerance=1e-6)
+    grads = jax.grad(lambda phi: jnp.sum(guide.at(phi, X)["loc"]))(phi)
+    assert all(bool(jnp.any(leaf != 0.0)) for leaf in jax.tree.leaves(grads))
