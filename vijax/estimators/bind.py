@@ -14,7 +14,7 @@ from vijax.guides import global_q, locate, over_data
 from vijax.inference import Estimate, Estimator, Guide, Model
 from vijax.objectives import elbo
 from vijax.rules import Rules
-from vijax.shapes import check_batch
+from vijax.shapes import check_batch, check_key
 from vijax.types import Batch, Integrand, Key, Params, PyTree, Q, Sample, Scalar, Setting
 
 
@@ -69,7 +69,8 @@ def estimator(
         return -value, stats
 
     def estimate(key: Key, params: Params, state: PyTree, batch: Batch) -> tuple[Estimate, PyTree]:
-        check_batch(batch)
+        check_batch(batch, num_data)
+        check_key(key)
         check_program(params.theta, batch)
         differentiate = jax.value_and_grad(loss, has_aux=True)
         (value, stats), grads = differentiate(params, key, state, batch)
@@ -163,7 +164,7 @@ def _bound(
 
         terms, aux = over_data(guide, params.phi, key, batch, integrand, body)
         averaged = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), aux)
-        return rows.scale(num_data, batch) * jnp.sum(terms), averaged
+        return rows.weight(num_data, batch) * jnp.sum(terms), averaged
 
     def bound(
         params: Params, key: Key, state: PyTree, batch: Batch

@@ -68,7 +68,7 @@ def log_joint(
     """
     terms, aux = jax.vmap(lambda x: log_local(model, theta, w, None, x))(batch.x)
     prior, prior_terms = log_prior(model, theta, w)
-    scale = rows.scale(num_data, batch)
+    scale = rows.weight(num_data, batch)
     summed = {name: scale * jnp.sum(term) for name, term in aux.items()}
     return kl_weight * prior + scale * jnp.sum(terms), add_terms(prior_terms, summed)
 

@@ -17,7 +17,7 @@ from vijax.inference import Algorithm
 from vijax.optimize.diagnose import diagnose
 from vijax.optimize.interrupt import interruptible
 from vijax.optimize.loop import UNSEEN, Carry, Program, fresh_copy, run_chunk, start
-from vijax.optimize.minibatch import next_batches
+from vijax.optimize.minibatch import Visited, next_batches, visit, warn_of_unvisited
 from vijax.optimize.results import FitResult, History, NonFiniteError, Progress
 from vijax.types import Batch, Key, Params, PyTree
 
@@ -91,6 +91,7 @@ def fit(
     begin, began, done = result.num_steps, time.perf_counter(), 0
     skipped = result.num_skipped
     data = data if outside else jax.tree.map(_on_device, data)  # once, not at every chunk
+    visited = Visited()
     planned = min(most, _multiple(FIRST_CHUNK, record_every)) if adapt else most
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
     with interruptible() as interrupted, bar:
@@ -98,9 +99,8 @@ def fit(
             size, chunk_began = min(planned, num_steps - done), time.perf_counter()
             chunk = data
             if isinstance(data, Iterator):
-                chunk, size = next_batches(
-                    data, size, most, algorithm.num_data, distinct=algorithm.guarded
-                )
+                chunk, size = next_batches(data, size, most, algorithm.num_data)
+                visited = visit(visited, chunk, size)
             if size == 0:
                 break
             result = _run_checked(result, chunk, size, program)
@@ -112,6 +112,7 @@ def fit(
             seen = Progress(result, begin + done, time.perf_counter() - began)
             stop = [bool(callback(seen)) for callback in callbacks]
             result = result._replace(interrupted=any(stop) or bool(interrupted))
+    warn_of_unvisited(visited, algorithm.num_data)
     if done and result.num_skipped - skipped == done:
         warnings.warn("fit: every step was skipped as not finite; nothing moved.", stacklevel=2)
     return result
