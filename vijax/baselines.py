@@ -75,8 +75,9 @@ def leave_one_out(average: Objective = elbo) -> Baseline:
     ) -> Array:
         if chosen.linear:
             known = finite_or_zero(log_w)
-            count = jnp.sum(jnp.isfinite(log_w)) - jnp.isfinite(log_w)
-            stand_in = (jnp.sum(known) - known) / jnp.maximum(count, 1)
+            finite = jnp.isfinite(log_w).astype(log_w.dtype)
+            count = jnp.sum(finite) - finite
+            stand_in = (jnp.sum(known) - known) / jnp.maximum(count, 1.0)
         else:
             stand_in = jax.vmap(chosen.value)(others(log_w))
         return replace_one(objective, log_w, stand_in)

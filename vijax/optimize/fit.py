@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -148,7 +147,7 @@ def _continue(key: Key, algorithm: Algorithm, resume: FitResult) -> FitResult:
             "state and noise would mean something else. Pass the same, or start anew from its "
             "params."
         )
-    carry = fresh_copy(resume.carry)._replace(bad_step=jnp.int32(-1))
+    carry = fresh_copy(resume.carry)._replace(bad_step=jax.device_put(np.int32(-1)))
     return resume._replace(algorithm=algorithm, carry=carry, interrupted=False)
 
 
@@ -169,7 +168,12 @@ def _run_checked(before: FitResult, data: PyTree, size: int, program: Program) -
         good = before.carry
         if bad > first:
             good, _ = run_chunk(key, good, data, bad - first, program=program)
-    good = Carry(good.state, jnp.int32(bad), jnp.int32(-1), jnp.int32(skipped))
+    good = Carry(
+        good.state,
+        jax.device_put(np.int32(bad)),
+        jax.device_put(np.int32(-1)),
+        jax.device_put(np.int32(skipped)),
+    )
     kept = History(*(values[history.step < bad] for values in history))
     message = diagnose(key, good, data, first, program)
     raise NonFiniteError(message, FitResult(before.algorithm, key, good, kept, interrupted=True))

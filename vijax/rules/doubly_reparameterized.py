@@ -111,4 +111,4 @@ def scale_tangent(x: Array, factor: Array) -> Array:
 @scale_tangent.defjvp
 def _scale_tangent_jvp(primals, tangents):
     x, factor = primals
-    return x, factor * tangents[0]
+    return x, factor.astype(x.dtype) * tangents[0]
