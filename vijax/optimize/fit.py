@@ -168,12 +168,7 @@ def _run_checked(before: FitResult, data: PyTree, size: int, program: Program) -
         good = before.carry
         if bad > first:
             good, _ = run_chunk(key, good, data, bad - first, program=program)
-    good = Carry(
-        good.state,
-        jax.device_put(np.int32(bad)),
-        jax.device_put(np.int32(-1)),
-        jax.device_put(np.int32(skipped)),
-    )
+    good = Carry(good.state, *jax.device_put((np.int32(bad), np.int32(-1), np.int32(skipped))))
     kept = History(*(values[history.step < bad] for values in history))
     message = diagnose(key, good, data, first, program)
     raise NonFiniteError(message, FitResult(before.algorithm, key, good, kept, interrupted=True))
