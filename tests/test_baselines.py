@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, assert_unbiased, compiled
 
 import vijax as vj
+from vijax import baselines, families, objectives, rules
 from vijax.baselines import learned, leave_one_out, moving_average, none
 from vijax.objectives import elbo, iwae, renyi
 
@@ -128,3 +129,38 @@ def test_learned_baseline_descends_its_squared_error(objective, x64):
     assert_close(gradient["w"], 2.0 * (0.7 * 1.5 + value) * 1.5, tolerance=1e-13)
     nearer = 0.7 - 0.05 * gradient["w"]
     assert abs(nearer * 1.5 + value) < abs(0.7 * 1.5 + value)
+
+
+@pytest.mark.parametrize("num_samples", [2, 4])
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        baselines.none(),
+        baselines.leave_one_out(),
+        baselines.leave_one_out(objectives.iwae),
+        baselines.moving_average(),
+        baselines.ovis(0.0),
+        baselines.ovis_monte_carlo(2),
+    ],
+    ids=lambda baseline: baseline.name,
+)
+def test_log_weights_of_minus_infinity_make_no_finite_signal_infinite(baseline, num_samples):
+    """The mean weight is finite where samples have density zero, here 4 in 10, and its expectation
+    under any q is the evidence: the gradient is zero in the mean, and finite in every draw.
+    """
+    family = families.diag_normal(1)
+    lam = {"loc": jnp.array([0.3]), "log_scale": jnp.array([0.2])}
+    rule = rules.score(baseline)
+    evidence = vj.Objective("mean weight", lambda log_w: jnp.mean(jnp.exp(log_w)), smooth=True)
+
+    def log_w(s):
+        inside = jnp.where(s.z[0] > 0.0, jnp.sum(-0.5 * (s.z - 1.0) ** 2), -jnp.inf)
+        return inside - s.log_q
+
+    def value(lam, key):
+        given = dict(rule=rule, objective=evidence, num_samples=num_samples)
+        return vj.expect(key, family, lam, log_w, state=rule.init_state(), **given)[0]
+
+    keys = jax.random.split(jax.random.key(3), 10_000)
+    draws = compiled(jax.vmap(jax.grad(value), in_axes=(None, 0)), lam, keys)
+    assert_unbiased(draws, jax.tree.map(jnp.zeros_like, lam))

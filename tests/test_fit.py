@@ -1,5 +1,6 @@
 """`fit`: compilations are counted, runs resume bit for bit, bad numbers are named."""
 
+import itertools
 import logging
 import os
 import signal
@@ -261,12 +262,46 @@ def test_an_iterator_of_batches_gives_the_result_of_the_same_rows():
         vj.fit(KEY, SHARED, START, ragged, num_steps=2)
 
 
-def test_a_row_twice_in_a_batch_of_a_table_is_refused():
-    """Of two updates of one row only one would be kept."""
-    for rows in ([0, 0, 1], [0, 1, N]):
-        batches = iter([vj.Batch(DATA[:3], jnp.array(rows))])
-        with pytest.raises(ValueError, match="repeats a row"):
-            vj.fit(KEY, ROWS, TABLE, batches, num_steps=1)
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [([0, 0, 1], "repeats a row"), ([0, 1, N], "leaves"), ([-1, 0, 1], "leaves")],
+)
+def test_a_batch_must_name_different_rows_of_the_data(rows, problem):
+    """Of two updates of one row only one would be kept; -1 is another datum's row and noise."""
+    batch = vj.Batch(DATA[:3], jnp.array(rows))
+    for algorithm, params in ((SHARED, START), (ROWS, TABLE)):
+        with pytest.raises(ValueError, match=problem):
+            vj.fit(KEY, algorithm, params, iter([batch]), num_steps=1)
+        with pytest.raises(ValueError, match=problem):
+            algorithm.step(KEY, algorithm.init(KEY, params), batch)
+        more = vj.Batch(jnp.concatenate([DATA, DATA]), jnp.arange(2 * N))
+        with pytest.raises(ValueError, match=f"has {2 * N} rows"):
+            algorithm.step(KEY, algorithm.init(KEY, params), more)
+
+
+def test_rows_out_of_range_that_are_traced_make_the_step_not_finite():
+    """Where indices are not known, an array would be read elsewhere without a word."""
+    for algorithm, params in ((SHARED, START), (ROWS, TABLE)):
+        state, step = algorithm.init(KEY, params), jax.jit(algorithm.step)
+        for rows, fine in (([0, 1, 2], True), ([-1, 0, 1], False), ([0, 1, N], False)):
+            _, info = step(KEY, state, vj.Batch(DATA[:3], jnp.array(rows)))
+            assert bool(info.finite) is fine
+            assert bool(jnp.isfinite(info.loss)) is fine
+
+
+def test_an_iterator_that_never_yields_the_last_rows_is_suspect():
+    """Built for N = 12 and fed 6 rows, the likelihood would count twice."""
+    batches = itertools.repeat(vj.Batch(DATA[:6], jnp.arange(6)))
+    with pytest.warns(
+        UserWarning, match="none above 5, but the estimator was built for num_data=12"
+    ):
+        vj.fit(KEY, SHARED, START, batches, num_steps=4)
+
+
+def test_keys_under_which_noise_would_not_follow_the_datum_are_refused():
+    key = jax.random.key(0, impl="rbg")
+    with pytest.raises(ValueError, match="impl='threefry2x32'"):
+        vj.fit(key, SHARED, START, DATA, num_steps=1)
 
 
 def test_wrong_settings_are_refused():

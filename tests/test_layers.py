@@ -12,8 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A module may import modules of lower levels only; within a folder, see FOLDERS.
 LEVELS = [
     {"types"},
-    {"inference", "supports", "densities", "finite"},
-    {"shapes", "rows", "bijectors", "networks", "objectives"},
+    {"inference", "supports", "densities", "finite", "dependence"},
+    {"shapes", "rows", "bijectors", "networks", "objectives", "roughness"},
     {"families"},
     {"noise", "path_weights", "baselines"},
     {"rules"},

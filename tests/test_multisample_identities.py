@@ -147,7 +147,7 @@ def test_one_sample_is_the_elbo():
     assert_close(
         every_gradient(toy, DOUBLY, objectives.iwae, 1, theta, lam)[0], stuck, tolerance=1e-13
     )
-    assert float(path_weights.wake().factor(objectives.iwae, jnp.array([0.4]))[0]) == 0.0
+    assert float(path_weights.wake().factor(objectives.iwae, jnp.array([0.4]), -1.0)[0]) == 0.0
 
 
 def test_the_two_vimco_baselines():

@@ -106,9 +106,18 @@ def test_credit_by_terms_is_unbiased_through_the_estimator_and_below_the_score(m
     seen = draws(make(), CREDIT, params).grads
     assert_unbiased((seen.theta, seen.phi), (answer.theta, answer.phi))
 
-    # Planted: block a does not know of the likelihood
+    # Block a does not know of the likelihood: refused; planted behind the check, biased
     short = {"a": ("prior_a",), "b": DEPENDS["b"]}
-    fault = draws(make(), rules.score_per_block(rules.by_terms(short)), params).grads
+    with pytest.raises(ValueError, match=r"\['likelihood'\] depend on block 'a'"):
+        draws(make(), rules.score_per_block(rules.by_terms(short)), params)
+    credit = rules.by_terms(DEPENDS)
+
+    def without(block, integrand, known):
+        lost = known.terms["likelihood"] if block == "a" else 0.0
+        return credit.signal(block, integrand, known) - lost
+
+    faulty = rules.score_per_block(credit._replace(signal=without))
+    fault = draws(make(), faulty, params).grads
     with pytest.raises(AssertionError, match="biased"):
         assert_unbiased(fault.phi, answer.phi)
 

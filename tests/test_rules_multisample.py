@@ -347,7 +347,9 @@ def test_tail_adaptive_weights_follow_the_ranks():
     factor = path_weights.tail_adaptive(-1.0).factor
     log_w = jnp.array([0.3, 900.0, -4.0, -900.0])
     raw = np.array([1 / 2, 1.0, 1 / 3, 1 / 4])
-    np.testing.assert_allclose(factor(objectives.elbo, log_w), 4 * raw / raw.sum(), rtol=1e-12)
+    np.testing.assert_allclose(
+        factor(objectives.elbo, log_w, -1.0), 4 * raw / raw.sum(), rtol=1e-12
+    )
     np.testing.assert_allclose(factor(objectives.elbo, jnp.zeros(4)), np.ones(4))
     toy, (theta, lam) = line(8), line_point()
     ours = every_gradient(

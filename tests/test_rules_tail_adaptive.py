@@ -81,7 +81,9 @@ def test_the_elbo_fit_is_the_optimum_and_ranks_upside_down_would_narrow_it():
     assert abs(loc.mean()) < 5.0 * loc.std(ddof=1) / NUM_FITS**0.5
 
     tail = path_weights.tail_adaptive()
-    upside_down = tail._replace(factor=lambda objective, log_w: tail.factor(objective, -log_w))
+    upside_down = tail._replace(
+        factor=lambda objective, log_w, slope: tail.factor(objective, -log_w, slope)
+    )
     _, narrow = fits(rules.doubly_reparameterized(upside_down), TARGETS["heavy_tails"])
     assert excess(narrow, plain) < -5.0
 

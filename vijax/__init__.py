@@ -30,7 +30,7 @@ from vijax.draws import draws
 from vijax.estimators import estimator, estimator_from, in_lam, sleep, split
 from vijax.inference import Algorithm, Draws, Estimate, Estimator, Guide, Info, Model, Prior
 from vijax.optimize import FitResult, NonFiniteError, Progress, fit
-from vijax.rules import expect
+from vijax.rules import StepWarning, expect
 from vijax.types import (
     Aux,
     Batch,
@@ -68,6 +68,7 @@ __all__ = [
     "Rule",
     "Sample",
     "Setting",
+    "StepWarning",
     "algorithms",
     "baselines",
     "bijectors",

@@ -1,6 +1,7 @@
 """Baselines for score-function rules. One idea: a sample's signal is R(log_w) minus R with that
 sample's own entry replaced by something that does not depend on it; leave-one-out, running mean and
-network differ in what they put there.
+network differ in what they put there. Where that is not finite, as after other samples of density
+zero, nothing is subtracted: no baseline makes a signal infinite that was finite.
 """
 
 import math
@@ -73,7 +74,10 @@ def leave_one_out(average: Objective = elbo) -> Baseline:
         objective: Objective, log_w: Array, control: PyTree, state: PyTree, x: PyTree
     ) -> Array:
         if chosen.linear:
-            stand_in = (jnp.sum(log_w) - log_w) / (log_w.shape[0] - 1)
+            known = finite_or_zero(log_w)
+            finite = jnp.isfinite(log_w).astype(log_w.dtype)
+            count = jnp.sum(finite) - finite
+            stand_in = (jnp.sum(known) - known) / jnp.maximum(count, 1.0)
         else:
             stand_in = jax.vmap(chosen.value)(others(log_w))
         return replace_one(objective, log_w, stand_in)
@@ -112,7 +116,7 @@ def ovis(gamma: float = 0.0) -> Baseline:
         constant = (1.0 - gamma) * math.log1p(-1.0 / num_samples) + 1.0 / num_samples
         return (
             objective.value(log_w)
-            - jax.vmap(objective.value)(others(log_w))
+            - finite_or_zero(jax.vmap(objective.value)(others(log_w)))
             + gamma * jax.grad(objective.value)(log_w)
             - constant
         )
@@ -152,7 +156,7 @@ def ovis_monte_carlo(num_auxiliary: int) -> Baseline:
         each = jax.vmap(jax.vmap(multiplier, in_axes=(None, 0)), in_axes=(0, None))
         return (
             objective.value(own)
-            - jnp.mean(each(jnp.arange(num_samples), extra), axis=1)
+            - jnp.mean(finite_or_zero(each(jnp.arange(num_samples), extra)), axis=1)
             - 1.0 / num_samples
         )
 
@@ -218,9 +222,16 @@ def learned(network: object, *, x: PyTree = None) -> Baseline:
 
 
 def replace_one(objective: Objective, log_w: Array, stand_in: Array) -> Array:
-    """[K] signals R(log_w) - R(log_w with entry k replaced by stand_in_k)."""
+    """[K] signals R(log_w) - R(log_w with entry k replaced by stand_in_k), the latter 0 where it is
+    not finite.
+    """
     num_samples = log_w.shape[0]
     if objective.linear:
-        return (log_w - stand_in) / num_samples
+        return (log_w - finite_or_zero(stand_in)) / num_samples
     swapped = jnp.where(jnp.eye(num_samples, dtype=bool), stand_in[:, None], log_w[None, :])
-    return objective.value(log_w) - jax.vmap(objective.value)(swapped)
+    return objective.value(log_w) - finite_or_zero(jax.vmap(objective.value)(swapped))
+
+
+def finite_or_zero(values: Array) -> Array:
+    """The values, 0 in the place of those that are not finite."""
+    return jnp.where(jnp.isfinite(values), values, 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vijax.types import Array, Objective, Scalar
 
-elbo = Objective("elbo", jnp.mean, linear=True)
+elbo = Objective("elbo", jnp.mean, linear=True, smooth=True)
 """Evidence lower bound, the mean of log_w. Jordan et al. 1999; the only linear objective."""
 
 
@@ -24,7 +24,7 @@ def _log_mean_exp(log_w: Array) -> Scalar:
     return jax.nn.logsumexp(log_w) - math.log(log_w.shape[0])
 
 
-iwae = Objective("iwae", _log_mean_exp)
+iwae = Objective("iwae", _log_mean_exp, smooth=True)
 """Importance-weighted bound, log mean exp(log_w), K samples inside. Burda et al. 2016, eq. 8."""
 
 
@@ -91,7 +91,9 @@ def renyi(alpha: float) -> Objective:
     if alpha == 1.0:
         return elbo
     return Objective(
-        f"renyi({alpha:g})", lambda log_w: iwae.value((1.0 - alpha) * log_w) / (1.0 - alpha)
+        f"renyi({alpha:g})",
+        lambda log_w: iwae.value((1.0 - alpha) * log_w) / (1.0 - alpha),
+        smooth=True,
     )
 
 
@@ -132,7 +134,11 @@ def cubo(order: float = 2.0) -> Objective:
     _check_order("cubo", order)
     bound = renyi(1.0 - order)
     return Objective(
-        f"cubo({order:g})", lambda log_w: -bound.value(log_w), min_samples=2, moves_theta=False
+        f"cubo({order:g})",
+        lambda log_w: -bound.value(log_w),
+        min_samples=2,
+        moves_theta=False,
+        smooth=True,
     )
 
 
@@ -147,14 +153,17 @@ def exp_cubo(order: float = 2.0, *, reference: float | Scalar) -> Objective:
     Args:
       order: n > 1.
       reference: a fixed number near log p(x), nats, for the exponent's range. It must not depend on
-        the samples: their maximum there would bias the gradient.
+        the samples: their maximum there would bias the gradient. Where it lies so far above the
+        log-weights that all of them underflow, the gradient would be zero; the value is NaN then.
     """
     _check_order("exp_cubo", order)
-    return Objective(
-        f"exp_cubo({order:g})",
-        lambda log_w: -jnp.mean(jnp.exp(order * (log_w - reference))) / order,
-        moves_theta=False,
-    )
+
+    def value(log_w: Array) -> Scalar:
+        weights = jnp.exp(order * (log_w - reference))
+        lost = jnp.all((weights == 0.0) & (log_w > -jnp.inf))
+        return jnp.where(lost, jnp.nan, -jnp.mean(weights) / order)
+
+    return Objective(f"exp_cubo({order:g})", value, moves_theta=False, smooth=True)
 
 
 def thermodynamic(betas: Sequence[float]) -> Objective:
@@ -194,7 +203,9 @@ def _thermodynamic(betas: tuple[float, ...]) -> Objective:
         )
         return jnp.vdot(jnp.asarray(widths, log_w.dtype), tempered)
 
-    return Objective(f"thermodynamic({', '.join(f'{beta:g}' for beta in betas)})", value)
+    return Objective(
+        f"thermodynamic({', '.join(f'{beta:g}' for beta in betas)})", value, smooth=True
+    )
 
 
 def others(log_w: Array) -> Array:

@@ -4,6 +4,12 @@ estimators as settings.
 With R_k = dR/dlog_w_k and R_kk the Hessian's diagonal (IWAE: v_k and v_k - v_k^2, v the normalised
 weights), the rule `doubly_reparameterized` adds up c_k (dlog_w_k/dz_k) (dz_k/dlam); the settings
 differ in c_k alone.
+
+An integrand f(z) + s log q(z) of slope s, -1 for a bound, has its direct dependence on lam in
+E[sum_k s R_k dlog q(z_k)/dlam]. Given the other samples that is s E_q[g score] with g = R_k, a
+function of z_k; E_q[g score] = dE_q[g]/dlam, g held fixed, = E[(dg/dz_k) (dz_k/dlam)], and
+dR_k/dz_k = R_kk dlog_w_k/dz_k. So it adds s R_kk to R_k: c_k = R_k + s R_kk. That takes an R_k
+without jumps.
 """
 
 from collections.abc import Callable
@@ -19,13 +25,15 @@ class PathWeights(NamedTuple):
     """Which c_k a path-derivative rule uses.
 
     Attributes:
-      factor: (objective, log_w [K]) -> [K] the ratios c_k / R_k
+      factor: (objective, log_w [K], slope s [K]) -> [K] the ratios c_k / R_k
+      smooth: does it look at R_kk, so that R_k must not jump?
       unbiased: for the gradient of E[objective] in q's parameters
       linear: for linear objectives alone (True), for others alone (False), or for any (None)
     """
 
     name: str
-    factor: Callable[[Objective, Array], Array]
+    factor: Callable[[Objective, Array, Array], Array]
+    smooth: bool = True
     unbiased: bool = True
     linear: bool | None = None
     min_samples: int = 1
@@ -34,12 +42,12 @@ class PathWeights(NamedTuple):
 
 
 def exact() -> PathWeights:
-    """c_k = R_k - R_kk, unbiased for any objective: sticking-the-landing for the ELBO, DReG for
-    IWAE (c_k = v_k^2).
+    """c_k = R_k + s R_kk, unbiased for any objective: sticking-the-landing for the ELBO, DReG for
+    IWAE (c_k = v_k^2 at s = -1).
     """
     return PathWeights(
         "exact",
-        lambda objective, log_w: 1.0 - curvature(objective, log_w),
+        lambda objective, log_w, slope: 1.0 + slope * curvature(objective, log_w),
         paper="Roeder et al. 2017; Tucker et al. 2019",
     )
 
@@ -53,7 +61,8 @@ def sticking() -> PathWeights:
     """
     return PathWeights(
         "sticking",
-        lambda objective, log_w: jnp.ones_like(log_w),
+        lambda objective, log_w, slope: jnp.ones_like(log_w),
+        smooth=False,
         unbiased=False,
         paper="Roeder et al. 2017",
     )
@@ -68,7 +77,7 @@ def wake() -> PathWeights:
     """
     return PathWeights(
         "wake",
-        curvature,
+        lambda objective, log_w, slope: curvature(objective, log_w),
         unbiased=False,
         linear=False,
         min_samples=2,
@@ -81,8 +90,8 @@ def wake() -> PathWeights:
 
 
 def interpolated(alpha: float) -> PathWeights:
-    """Biased unless alpha = 0: c_k = (1 - alpha) (R_k - R_kk) + alpha R_kk, DReG(alpha). Tucker et
-    al. 2019, section 6.
+    """Biased unless alpha = 0: c_k = (1 - alpha) (R_k + s R_kk) + alpha R_kk, DReG(alpha). Tucker
+    et al. 2019, section 6, s = -1.
 
     Mean: (1 - alpha) times that of `exact` plus alpha times that of `wake`.
 
@@ -95,9 +104,9 @@ def interpolated(alpha: float) -> PathWeights:
             f"(wake)."
         )
 
-    def factor(objective: Objective, log_w: Array) -> Array:
+    def factor(objective: Objective, log_w: Array, slope: Array) -> Array:
         curved = curvature(objective, log_w)
-        return (1.0 - alpha) * (1.0 - curved) + alpha * curved
+        return (1.0 - alpha) * (1.0 + slope * curved) + alpha * curved
 
     return PathWeights(
         f"interpolated({alpha:g})",
@@ -128,7 +137,7 @@ def tail_adaptive(beta: float = -1.0) -> PathWeights:
             f"small weights."
         )
 
-    def factor(objective: Objective, log_w: Array) -> Array:
+    def factor(objective: Objective, log_w: Array, slope: Array) -> Array:
         rank = jnp.sum(log_w[None, :] >= log_w[:, None], axis=1).astype(log_w.dtype)
         power = rank**beta
         return power / jnp.mean(power)
@@ -136,6 +145,7 @@ def tail_adaptive(beta: float = -1.0) -> PathWeights:
     return PathWeights(
         f"tail_adaptive({beta:g})",
         factor,
+        smooth=False,
         unbiased=False,
         linear=True,
         min_samples=2,

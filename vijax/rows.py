@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from vijax.types import Array, Batch, PyTree
+from vijax.types import Array, Batch, PyTree, Scalar
 
 
 class Rows(NamedTuple):
@@ -39,6 +39,14 @@ def stored(phi: PyTree) -> PyTree:
 def scale(num_data: int, batch: Batch) -> float:
     """N / B: the one factor between a minibatch's sum and that of the whole data set."""
     return num_data / batch.index.shape[0]
+
+
+def weight(num_data: int, batch: Batch) -> Scalar | float:
+    """`scale`, or NaN if a row of the batch is not one of [0, N): what is multiplied by it says so,
+    where the indexing of an array would take another row without a word.
+    """
+    inside = (batch.index >= 0) & (batch.index < num_data)
+    return jnp.where(jnp.all(inside), scale(num_data, batch), jnp.nan)
 
 
 def split(mask: PyTree, tree: PyTree) -> tuple[PyTree, PyTree]:

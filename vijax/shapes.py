@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vijax.types import Batch, PyTree, Scalar
 
@@ -67,8 +68,11 @@ def as_batch(batch: Any) -> Batch:
     return batch
 
 
-def check_batch(batch: Any) -> None:
-    """Refuse what is no batch, an empty one, and one whose leaves differ in their leading axis."""
+def check_batch(batch: Any, num_data: int | None = None) -> None:
+    """Refuse what is no batch, an empty one, and one whose leaves differ in their leading axis; of
+    N = `num_data` rows also more than N, a row twice, and one that does not exist. Rows that are
+    traced are not seen here: `rows.weight` makes the estimate NaN.
+    """
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(as_batch(batch))}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
@@ -76,3 +80,37 @@ def check_batch(batch: Any) -> None:
         )
     if 0 in sizes:
         raise ValueError("the batch is empty: the gradient of no data has no N / B scale.")
+    if num_data is not None:
+        check_rows(batch.index, num_data)
+
+
+def check_rows(index: Any, num_data: int) -> None:
+    """Refuse row numbers of a batch that are not different rows of a data set of N."""
+    size = index.shape[0]
+    problem = f"has {size} rows" if size > num_data else ""
+    if not (problem or isinstance(index, jax.core.Tracer)):
+        seen = np.asarray(index)
+        if seen.min() < 0 or seen.max() >= num_data:
+            problem = f"leaves [0, {num_data})"
+        elif np.unique(seen).size < size:
+            problem = "repeats a row"
+    if problem:
+        shown = "" if isinstance(index, jax.core.Tracer) else f" {np.asarray(index).tolist()[:20]}"
+        raise ValueError(
+            f"a batch's index{shown} {problem}, but it must name different rows of the "
+            f"num_data={num_data} data: a datum's noise and its row of a table are found by it. "
+            "Draw without replacement, do not pad with copies, and give the row that the datum has "
+            "in the whole data set."
+        )
+
+
+def check_key(key: Any) -> None:
+    """Refuse keys under which `vmap` changes the numbers: noise would not follow its datum."""
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    name = str(jax.random.key_impl(key)) if typed else "rbg" if key.shape[-1] == 4 else ""
+    if "rbg" in name:
+        raise ValueError(
+            "keys of the generator 'rbg' make other numbers under vmap than alone, so a datum's "
+            "noise would depend on its batch, and the minibatches of an epoch would not add up to "
+            "the whole. Write jax.random.key(seed, impl='threefry2x32')."
+        )

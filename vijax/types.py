@@ -2,8 +2,7 @@
 
 Nothing here computes. Shapes use N data, B batch, K samples per datum, S draws, D latent dimension,
 P observed dimension; densities are in nats. Models, families and rules speak of ONE datum and ONE
-sample; `vmap` happens in `vijax.guides.over_data`, `vijax.estimators` and above. What an inference
-method is made of (Estimator, Algorithm) is in `vijax.inference`.
+sample; `vmap` happens in `vijax.guides.over_data` and above. See also `vijax.inference`.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,8 +63,8 @@ LogDensity = Scalar | Mapping[str, Scalar]
 
 Integrand = Callable[[Sample], Any]
 """`integrand(sample) -> []`, or `([], aux)`. Usually `log_joint(sample.z) - sample.log_q`; for a
-plain expectation E_q[f], `f(sample.z)`. It must be affine in `sample.log_q` with a constant slope
-(-1, 0, ...).
+plain expectation E_q[f], `f(sample.z)`. For most rules it must be affine in `sample.log_q`, with
+one slope (-1, 0, -0.5, ...) everywhere; `vijax.expect` looks.
 """
 
 
@@ -141,6 +140,7 @@ class Objective(NamedTuple):
       linear: is it the mean, so that expectations may be moved inside it?
       min_samples: the least K that it is defined for.
       moves_theta: may the model's parameters ascend it? Not so for bounds from above.
+      smooth: is its derivative free of jumps, unlike a maximum's? None: `vijax.roughness` looks.
     """
 
     name: str
@@ -148,13 +148,13 @@ class Objective(NamedTuple):
     linear: bool = False
     min_samples: int = 1
     moves_theta: bool = True
+    smooth: bool | None = None
 
 
 class Setting(NamedTuple):
     """What every surrogate is given beside q and the integrand.
 
     Attributes:
-      objective: log_w [K] -> [].
       num_samples: K, or for rules per block a mapping.
       control: from `Rule.init`.
       state: from `Rule.init_state`.
@@ -183,8 +183,8 @@ class Aux(NamedTuple):
 
 
 class Surrogate(Protocol):
-    """A scalar whose value estimates the objective (nats, goes up) and whose derivative, with
-    respect to anything upstream (lam, theta, outer latents, control), is the gradient estimator.
+    """A scalar whose value estimates the objective (nats, goes up), its derivative in anything
+    upstream (lam, theta, outer latents, control) the gradient.
     """
 
     def __call__(
@@ -201,14 +201,14 @@ class Requirements(NamedTuple):
       needs: traits that the family must have; their types say what is missing.
       any_of: traits of which it must have at least one.
       linear: True: for linear objectives (the ELBO) alone; False: for others alone; None: for any.
-      min_samples: the least K.
       draws: does num_samples mean anything to it?
-      samplewise: is its derivative the chain rule through each sample? It may then sit inside a
-        non-linear objective.
-      twice: is the surrogate an ordinary function of lam, so that its derivative may be
-        differentiated once more? Not so where something in it is stopped.
-      unbiased: for the gradient of E[objective(log_w)] in q's parameters: the rule's own claim,
-        tested by cases.
+      samplewise: is its derivative the chain rule through each sample, so that it may sit inside a
+        non-linear objective?
+      twice: may its derivative be differentiated again? Not where something is stopped.
+      affine: does it need an integrand that is affine in log q, with one slope everywhere?
+      in_z: does it differentiate the integrand in z, losing any step there? A bool, or by block.
+      smooth: does it need an objective whose derivative has no jumps?
+      unbiased: for the gradient of E[objective(log_w)] in q's parameters; a claim, tested by cases.
       evaluations: of the integrand, per datum; K samples, D dimensions, C classes, S support
         points, P parameters.
       paper: the source.
@@ -222,6 +222,9 @@ class Requirements(NamedTuple):
     draws: bool = True
     samplewise: bool = False
     twice: bool = False
+    affine: bool = True
+    in_z: Any = False
+    smooth: bool = False
     unbiased: bool = True
     evaluations: str = "K"
     paper: str = ""

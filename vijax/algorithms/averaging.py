@@ -39,7 +39,9 @@ def since(step: int) -> Averaging:
     """
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"since(step={step!r}): give an int of at least 0.")
-    return Averaging(f"since({step})", lambda number: 1.0 / jnp.maximum(number - step, 1))
+    return Averaging(
+        f"since({step})", lambda number: 1.0 / jnp.maximum(number - step, 1).astype(float)
+    )
 
 
 class AveragedState(NamedTuple):

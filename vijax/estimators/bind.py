@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from vijax import rows
 from vijax.estimators.nest import Level, NumSamples, Objectives, nest
-from vijax.estimators.target import log_joint, log_local, log_prior
+from vijax.estimators.program import program_check
+from vijax.estimators.target import Schedule, as_schedule, log_joint, log_prior, log_weight
 from vijax.guides import global_q, locate, over_data
 from vijax.inference import Estimate, Estimator, Guide, Model
 from vijax.objectives import elbo
 from vijax.rules import Rules
-from vijax.shapes import check_batch
+from vijax.shapes import check_batch, check_key
 from vijax.types import Batch, Integrand, Key, Params, PyTree, Q, Sample, Scalar, Setting
 
 
@@ -26,6 +27,7 @@ def estimator(
     num_samples: NumSamples = 1,
     num_data: int,
     learn_theta: bool = True,
+    kl_weight: float | Schedule = 1.0,
 ) -> Estimator:
     """Bind everything that defines a stochastic gradient of a bound on log p(x_1..x_N).
 
@@ -45,14 +47,21 @@ def estimator(
       learn_theta: False gives the model's parameters a gradient of zero (an optimiser with weight
         decay would move them all the same): for bounds from above, which only phi may follow;
         `split` takes theta's gradient from elsewhere.
+      kl_weight: multiplies log prior - log q in every log-weight, the KL of the ELBO: a number, or
+        a function of the number of estimates made so far, such as an optax schedule for a warm-up
+        (Bowman et al. 2016; Sonderby et al. 2016), which is counted in the estimator's state. What
+        is estimated and reported is then the annealed objective, for weights below 1 no bound on
+        log p(x); above 1 that of Higgins et al. 2017. A local latent needs its prior stated.
 
     Raises:
       ValueError: at once, if the combination would be silently wrong; the message says what to
         write instead.
     """
-    levels = nest(model, guide, objective, rules, num_samples, num_data)
+    plain = not callable(kl_weight) and kl_weight == 1.0
+    levels = nest(model, guide, objective, rules, num_samples, num_data, plain=plain)
     _check_theta(model, levels, learn_theta=learn_theta)
-    bound = _bound(model, guide, levels, num_data)
+    bound = _bound(model, guide, levels, num_data, as_schedule(kl_weight))
+    check_program = program_check(model, levels, num_data)
 
     def loss(params: Params, key: Key, state: PyTree, batch: Batch) -> tuple[Scalar, PyTree]:
         theta = params.theta if learn_theta else jax.lax.stop_gradient(params.theta)
@@ -60,10 +69,14 @@ def estimator(
         return -value, stats
 
     def estimate(key: Key, params: Params, state: PyTree, batch: Batch) -> tuple[Estimate, PyTree]:
-        check_batch(batch)
+        check_batch(batch, num_data)
+        check_key(key)
+        check_program(params.theta, batch)
         differentiate = jax.value_and_grad(loss, has_aux=True)
         (value, stats), grads = differentiate(params, key, state, batch)
         updated = {n: level.rule.update(state[n], stats[n]) for n, level in levels.items()}
+        if "step" in state:
+            updated["step"] = state["step"] + 1
         return Estimate(loss=value, grads=grads, aux=stats), updated
 
     def init_params(key: Key) -> Params:
@@ -73,6 +86,10 @@ def estimator(
         }
         return Params(theta=model.init(model_key), phi=guide.init(guide_key), control=control)
 
+    def init(key: Key, params: Params) -> PyTree:
+        counted = {"step": jnp.zeros((), jnp.int32)} if callable(kl_weight) else {}
+        return {name: level.rule.init_state() for name, level in levels.items()} | counted
+
     def is_table(params: Params) -> Params:
         false = jax.tree.map(lambda leaf: False, params)
         return false._replace(phi=guide.is_table(params.phi))
@@ -81,7 +98,7 @@ def estimator(
     # first step.
     return Estimator(
         init_params=jax.jit(init_params),
-        init=lambda key, params: {name: lv.rule.init_state() for name, lv in levels.items()},
+        init=init,
         estimate=estimate,
         is_table=is_table,
         num_data=num_data,
@@ -122,7 +139,7 @@ def _no_tables(params: Params) -> Params:
 
 
 def _bound(
-    model: Model, guide: Guide, levels: Mapping[str, Level], num_data: int
+    model: Model, guide: Guide, levels: Mapping[str, Level], num_data: int, kl_weight: Schedule
 ) -> Callable[[Params, Key, PyTree, Batch], tuple[Scalar, PyTree]]:
     """(params, key, state, batch) -> (the bound on all data, its statistics)."""
 
@@ -132,11 +149,11 @@ def _bound(
         """(N / B times the data's bounds given w, the rule's statistics, averaged)."""
         level, theta = levels["z"], params.theta
         stated = model.priors["z"].locate(theta, w) if level.uses_prior else None
+        weight = kl_weight(state.get("step"))
 
         def integrand(x: PyTree) -> Integrand:
             def at(sample: Sample) -> tuple[Scalar, PyTree]:
-                value, terms = log_local(model, theta, w, sample.z, x)
-                return value - sample.log_q, terms
+                return log_weight(model, theta, w, sample, x, stated, weight)
 
             return at
 
@@ -147,7 +164,7 @@ def _bound(
 
         terms, aux = over_data(guide, params.phi, key, batch, integrand, body)
         averaged = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), aux)
-        return rows.scale(num_data, batch) * jnp.sum(terms), averaged
+        return rows.weight(num_data, batch) * jnp.sum(terms), averaged
 
     def bound(
         params: Params, key: Key, state: PyTree, batch: Batch
@@ -163,12 +180,15 @@ def _bound(
                 "is no bound. Use the full batch, or objective=elbo for w."
             )
 
+        weight = kl_weight(state.get("step"))
+
         def integrand(sample: Sample) -> tuple[Scalar, PyTree]:
             if "z" not in levels:
-                value, terms = log_joint(model, theta, sample.z, batch, num_data)
-                return value - sample.log_q, terms
-            value, aux = local_terms(sample.key, params, state, batch, sample.z)
-            return log_prior(model, theta, sample.z)[0] + value - sample.log_q, aux
+                value, aux = log_joint(model, theta, sample.z, batch, num_data, weight)
+            else:
+                value, aux = local_terms(sample.key, params, state, batch, sample.z)
+                value = weight * log_prior(model, theta, sample.z)[0] + value
+            return value - weight * sample.log_q, aux
 
         stated = model.priors["w"].locate(theta) if level.uses_prior else None
         setting = _setting(level, params.control["w"], state["w"], None, stated)

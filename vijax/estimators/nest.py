@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vijax.families import z_like
 from vijax.inference import Guide, Model
 from vijax.objectives import as_objective, elbo
+from vijax.roughness import roughness
 from vijax.rules import Rules, as_rule
 from vijax.rules.mixed import check_nesting, spread_samples
 from vijax.shapes import total_and_terms
@@ -38,10 +39,18 @@ def nest(
     rules: Rules,
     num_samples: NumSamples,
     num_data: int,
+    *,
+    plain: bool,
 ) -> dict[str, Level]:
     """The nest, outermost first, with every setting spread over its levels and checked. See
-    `vijax.estimator`.
+    `vijax.estimator`; `plain`: is the KL's weight 1?
     """
+    if not plain and "z" in model.latents and "z" not in model.priors:
+        raise ValueError(
+            "kl_weight: the model states no prior of its local latent, so the KL is not known "
+            "apart from the rest. Give it one, as in latent_model(..., prior=Prior(family, "
+            "locate)), or multiply inside your log-joint."
+        )
     _check_latents(model, guide, num_data)
     families, names = guide.families, tuple(guide.families)
     if not isinstance(rules, Rule | Mapping):
@@ -65,6 +74,7 @@ def nest(
         prior = model.priors.get(name)
         stated = None if prior is None else prior.family
         chosen[name].check(families[name], objectives[name], counts[name], stated)
+        _check_objective(objectives[name], counts[name])
     return {
         name: Level(
             family=families[name],
@@ -75,6 +85,16 @@ def nest(
         )
         for name in names
     }
+
+
+def _check_objective(objective: Objective, num_samples: Any) -> None:
+    """Refuse one with jumps: where they lie depends on q's parameters, through log q."""
+    if isinstance(num_samples, int) and roughness(objective, num_samples) == "steps":
+        raise ValueError(
+            f"the objective {objective.name} jumps as a function of the log-weights, which no "
+            "derivative in q's parameters sees. Write a continuous one; if this is wrong and it is "
+            "smooth, say so: Objective(name, value, smooth=True)."
+        )
 
 
 def _check_names(what: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:

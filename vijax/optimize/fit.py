@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -17,7 +16,7 @@ from vijax.inference import Algorithm
 from vijax.optimize.diagnose import diagnose
 from vijax.optimize.interrupt import interruptible
 from vijax.optimize.loop import UNSEEN, Carry, Program, fresh_copy, run_chunk, start
-from vijax.optimize.minibatch import next_batches
+from vijax.optimize.minibatch import Visited, next_batches, visit, warn_of_unvisited
 from vijax.optimize.results import FitResult, History, NonFiniteError, Progress
 from vijax.types import Batch, Key, Params, PyTree
 
@@ -91,6 +90,7 @@ def fit(
     begin, began, done = result.num_steps, time.perf_counter(), 0
     skipped = result.num_skipped
     data = data if outside else jax.tree.map(_on_device, data)  # once, not at every chunk
+    visited = Visited()
     planned = min(most, _multiple(FIRST_CHUNK, record_every)) if adapt else most
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
     with interruptible() as interrupted, bar:
@@ -98,9 +98,8 @@ def fit(
             size, chunk_began = min(planned, num_steps - done), time.perf_counter()
             chunk = data
             if isinstance(data, Iterator):
-                chunk, size = next_batches(
-                    data, size, most, algorithm.num_data, distinct=algorithm.guarded
-                )
+                chunk, size = next_batches(data, size, most, algorithm.num_data)
+                visited = visit(visited, chunk, size)
             if size == 0:
                 break
             result = _run_checked(result, chunk, size, program)
@@ -112,6 +111,7 @@ def fit(
             seen = Progress(result, begin + done, time.perf_counter() - began)
             stop = [bool(callback(seen)) for callback in callbacks]
             result = result._replace(interrupted=any(stop) or bool(interrupted))
+    warn_of_unvisited(visited, algorithm.num_data)
     if done and result.num_skipped - skipped == done:
         warnings.warn("fit: every step was skipped as not finite; nothing moved.", stacklevel=2)
     return result
@@ -147,7 +147,7 @@ def _continue(key: Key, algorithm: Algorithm, resume: FitResult) -> FitResult:
             "state and noise would mean something else. Pass the same, or start anew from its "
             "params."
         )
-    carry = fresh_copy(resume.carry)._replace(bad_step=jnp.int32(-1))
+    carry = fresh_copy(resume.carry)._replace(bad_step=jax.device_put(np.int32(-1)))
     return resume._replace(algorithm=algorithm, carry=carry, interrupted=False)
 
 
@@ -168,7 +168,7 @@ def _run_checked(before: FitResult, data: PyTree, size: int, program: Program) -
         good = before.carry
         if bad > first:
             good, _ = run_chunk(key, good, data, bad - first, program=program)
-    good = Carry(good.state, jnp.int32(bad), jnp.int32(-1), jnp.int32(skipped))
+    good = Carry(good.state, *jax.device_put((np.int32(bad), np.int32(-1), np.int32(skipped))))
     kept = History(*(values[history.step < bad] for values in history))
     message = diagnose(key, good, data, first, program)
     raise NonFiniteError(message, FitResult(before.algorithm, key, good, kept, interrupted=True))

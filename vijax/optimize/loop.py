@@ -85,7 +85,13 @@ def run_chunk(
     all steps. Otherwise it is left as the last good state until the new one is known to be good.
     """
     run = _run_in_place if program.algorithm.guarded else _run
-    return run(key, carry, data, np.int32(num_steps), program=program)
+    return run(key, carry, data, _device_int(num_steps), program=program)
+
+
+@functools.lru_cache(maxsize=256)
+def _device_int(value: int) -> Array:
+    """An int32 on the device, put there by name: nothing here moves data to it unasked."""
+    return jax.device_put(np.int32(value))
 
 
 def _chunk(

@@ -4,12 +4,15 @@ an iterator.
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vijax.shapes import check_batch
 from vijax.types import Array, Batch, Key, PyTree
 
 ROUNDS = 8
@@ -78,14 +81,10 @@ def _add(value: Array, other: Array, key: Array, size: int) -> Array:
 
 
 def next_batches(
-    data: Iterator[Batch], size: int, chunk_size: int, num_data: int, *, distinct: bool
+    data: Iterator[Batch], size: int, chunk_size: int, num_data: int
 ) -> tuple[PyTree, int]:
     """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not
     recompile; and how many.
-
-    Args:
-      distinct: must the rows of a batch be different rows of the data set? So it is for tables,
-        whose rows are written back.
     """
     batches = list(itertools.islice(data, size))
     shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
@@ -94,14 +93,40 @@ def next_batches(
             f"the iterator yields batches of different shapes, {sorted(shapes)}: cut or pad them "
             "to one size."
         )
-    for index in (np.asarray(batch.index) for batch in batches if distinct):
-        if index.min() < 0 or index.max() >= num_data or np.unique(index).size < index.size:
-            raise ValueError(
-                f"a batch's index {index.tolist()[:20]} repeats a row or leaves [0, {num_data}): "
-                "of a repeated row of a table only one update would be kept. Draw without "
-                "replacement, and do not pad with copies."
-            )
+    for batch in batches:
+        check_batch(batch, num_data)
     if not batches:
         return (), 0
     padded = batches + [batches[-1]] * (chunk_size - len(batches))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), len(batches)
+
+
+class Visited(NamedTuple):
+    """What an iterator has yielded so far.
+
+    Attributes:
+      rows: how many, repetitions counted.
+      highest: the largest row number.
+    """
+
+    rows: int = 0
+    highest: int = -1
+
+
+def visit(visited: Visited, stacked: PyTree, size: int) -> Visited:
+    """With `size` more batches, those of `next_batches`."""
+    if size == 0:
+        return visited
+    index = stacked.index[:size]
+    return Visited(visited.rows + index.size, max(visited.highest, int(index.max())))
+
+
+def warn_of_unvisited(visited: Visited, num_data: int) -> None:
+    """After two epochs' worth of rows the last ones must have come."""
+    if visited.rows >= 2 * num_data and visited.highest < num_data - 1:
+        warnings.warn(
+            f"fit: the iterator yielded {visited.rows} rows, none above {visited.highest}, but the "
+            f"estimator was built for num_data={num_data}: is that too large? The bound's "
+            "likelihood is scaled by num_data / batch size.",
+            stacklevel=3,
+        )

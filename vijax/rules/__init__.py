@@ -36,6 +36,7 @@ from vijax.rules.generalized_reparameterization import (
     log_standardized,
     marsaglia_tsang,
 )
+from vijax.rules.integrands import StepWarning, check_steps
 from vijax.rules.lax import lax
 from vijax.rules.local_expectation import local_expectation
 from vijax.rules.measure_valued import measure_valued
@@ -64,6 +65,7 @@ from vijax.rules.without_replacement import importance_without_replacement, unor
 
 __all__ = [
     "Rules",
+    "StepWarning",
     "arm",
     "arms",
     "arsm",
@@ -72,6 +74,7 @@ __all__ = [
     "by_score",
     "by_substitution",
     "by_terms",
+    "check_steps",
     "closed_form_entropy",
     "closed_form_kl",
     "concrete",

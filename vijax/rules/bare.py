@@ -1,6 +1,7 @@
 """The bare door: one expectation of one's own, differentiated by a rule, under jax.grad."""
 
 from vijax.objectives import as_objective, elbo
+from vijax.rules.integrands import check_integrand
 from vijax.types import Aux, Family, Integrand, Key, Objective, PyTree, Q, Rule, Scalar, Setting
 
 
@@ -28,7 +29,8 @@ def expect(
       family: q.
       lam: its parameters for one datum; `vmap` for a batch.
       integrand: `Sample(z, log_q, key) -> []` in nats: `log_joint(s.z) - s.log_q` for a bound,
-        `f(s.z)` for a plain expectation.
+        `f(s.z)` for a plain expectation. Affine in `s.log_q` with one slope everywhere, unless the
+        rule takes any.
       rule: how the gradient is estimated, such as `rules.score()`.
       objective: an `Objective`, or a function log_w [K] -> [].
       num_samples: K; for rules per block also a mapping.
@@ -52,4 +54,6 @@ def expect(
         x=x,
         prior=prior,
     )
+    rule.check(family, setting.objective, num_samples, None if prior is None else family)
+    check_integrand(rule.name, rule.requires, family, integrand)
     return rule.surrogate(key, Q(family, lam), integrand, setting)

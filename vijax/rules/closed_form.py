@@ -92,6 +92,7 @@ def _wrap(
             needs=(*inner.requires.needs, *traits),
             linear=True,
             samplewise=False,
+            affine=True,
             advice=f"Write {inner.name} without {name}.",
         ),
         surrogate,

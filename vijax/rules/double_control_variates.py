@@ -38,7 +38,7 @@ def double_control_variates() -> Rule:
         mean, to_logits = jax.vjp(lambda eta: site_mean(q.family, eta), logits)
         away = drawn.z - mean[None]
         expansion = jax.vmap(jnp.vdot)(away, mean_of_others(slopes))
-        (closed_form,) = to_logits(jnp.mean(slopes, axis=0))
+        (closed_form,) = to_logits(jnp.mean(slopes, axis=0).astype(mean.dtype))
 
         def gradient(control: PyTree) -> Array:
             residual = values - control["scale"] * expansion

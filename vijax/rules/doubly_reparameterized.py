@@ -7,7 +7,7 @@ import jax
 from vijax.families import Density, Reparameterized, log_probs
 from vijax.noise import IID, Noise
 from vijax.path_weights import PathWeights, exact
-from vijax.rules.base import draw, evaluate, no_aux, rule, stopped
+from vijax.rules.base import draw, evaluate, live_weights, no_aux, rule, stopped
 from vijax.types import (
     Array,
     Aux,
@@ -18,6 +18,7 @@ from vijax.types import (
     Q,
     Requirements,
     Rule,
+    Sample,
     Scalar,
     Setting,
 )
@@ -41,8 +42,9 @@ def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise =
 
     Unbiased for: the gradient of E[objective(log_w)], any objective, in theta; in phi too, with
                   `path_weights.exact()`.
-    Requires:     a differentiable sampler for every block; an integrand that is f(z) - log_q (slope
-                  -1 in log_q).
+    Requires:     a differentiable sampler for every block; an integrand f(z) + s log_q with any
+                  constant s, -1 for a bound (`vijax.path_weights` proves it); an objective whose
+                  derivative does not jump.
     State:        none.
     Cost:         K evaluations of the integrand per datum, one backward pass, K^2 scalars.
     """
@@ -51,11 +53,10 @@ def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise =
     def surrogate(key: Key, q: Q, integrand: Integrand, setting: Setting) -> tuple[Scalar, Aux]:
         drawn = draw(key, q, setting.num_samples, noise)
 
-        def log_weights(z: PyTree) -> tuple[Array, PyTree]:
-            log_q = log_probs(q.family, stopped(q).lam, z)
-            return evaluate(integrand, drawn._replace(z=z, log_q=log_q))
+        def at(z: PyTree) -> Sample:
+            return drawn._replace(z=z, log_q=log_probs(q.family, stopped(q).lam, z))
 
-        return path_derivative(setting.objective, chosen, log_weights, drawn.z)
+        return path_derivative(setting.objective, chosen, integrand, at, drawn.z)
 
     settings = ([] if weights is None else [weights.name]) + (
         [] if noise is IID else [f"noise={noise.name}"]
@@ -70,6 +71,8 @@ def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise =
             needs=(Reparameterized, Density),
             linear=chosen.linear,
             min_samples=chosen.min_samples,
+            in_z=True,
+            smooth=chosen.smooth,
             unbiased=chosen.unbiased and noise.unbiased,
             paper=chosen.paper,
             advice=chosen.advice or advice,
@@ -82,18 +85,20 @@ def doubly_reparameterized(weights: PathWeights | None = None, *, noise: Noise =
 def path_derivative(
     objective: Objective,
     weights: PathWeights,
-    log_weights: Callable[[PyTree], tuple[Array, PyTree]],
+    integrand: Integrand,
+    at: Callable[[PyTree], Sample],
     z: PyTree,
 ) -> tuple[Scalar, Aux]:
-    """The objective at log_weights(z), leaves of z [K, ...], the derivative through sample k's z
-    multiplied by its factor.
+    """The objective of the integrand at z, leaves [K, ...], the derivative through sample k's z
+    multiplied by its factor; `at(z)` are the samples there.
     """
     # The factor needs the weights, whose backward pass needs the factor. Evaluated twice as
     # written; the two forward passes are the same operations on the same operands, so the compiler
     # keeps one.
-    factor = weights.factor(objective, jax.lax.stop_gradient(log_weights(z)[0]))
+    log_w, slope, _ = live_weights(integrand, at(jax.lax.stop_gradient(z)))
+    factor = weights.factor(objective, jax.lax.stop_gradient(log_w), slope)
     scaled = jax.vmap(lambda c, z: jax.tree.map(lambda leaf: scale_tangent(leaf, c), z))(factor, z)
-    log_w, aux = log_weights(scaled)
+    log_w, aux = evaluate(integrand, at(scaled))
     return objective.value(log_w), no_aux(aux)
 
 
@@ -106,4 +111,4 @@ def scale_tangent(x: Array, factor: Array) -> Array:
 @scale_tangent.defjvp
 def _scale_tangent_jvp(primals, tangents):
     x, factor = primals
-    return x, factor * tangents[0]
+    return x, factor.astype(x.dtype) * tangents[0]

@@ -42,6 +42,7 @@ def enumerated() -> Rule:
         linear=True,
         draws=False,
         twice=True,
+        affine=False,
         evaluations="S",
         paper="exact",
         advice="Write score() instead.",

@@ -69,6 +69,7 @@ def fitted_score_term(decay: float = 0.99, *, noise: Noise = IID) -> Rule:
     requires = Requirements(
         needs=(Reparameterized, Density),
         linear=True,
+        in_z=True,
         unbiased=noise.unbiased,
         paper="Geffner and Domke 2018",
         advice="Write doubly_reparameterized() or, without a differentiable sampler, score().",

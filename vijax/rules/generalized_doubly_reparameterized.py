@@ -21,6 +21,7 @@ from vijax.types import (
     Q,
     Requirements,
     Rule,
+    Sample,
     Scalar,
     Setting,
 )
@@ -79,16 +80,18 @@ def generalized_doubly_reparameterized(
         prior = Q(q.family if prior_family is None else prior_family, setting.prior)
         drawn = draw(key, q, setting.num_samples, noise)
 
-        def log_weights(z: PyTree) -> tuple[Array, PyTree]:
-            log_q = log_probs(q.family, stopped(q).lam, z)
-            return evaluate(integrand, drawn._replace(z=z, log_q=log_q))
+        def at(z: PyTree) -> Sample:
+            return drawn._replace(z=z, log_q=log_probs(q.family, stopped(q).lam, z))
+
+        def log_weights(z: PyTree) -> Array:
+            return evaluate(integrand, at(z))[0]
 
         z = jax.lax.stop_gradient(drawn.z)
-        first, second = derivatives(objective, jax.lax.stop_gradient(log_weights(z)[0]))
+        first, second = derivatives(objective, jax.lax.stop_gradient(log_weights(z)))
 
         def path(z: PyTree) -> Scalar:
             ratio = log_probs(*stopped(q), z) - log_probs(*stopped(prior), z)
-            return jnp.vdot(second, log_weights(z)[0]) + jnp.vdot(first, ratio)
+            return jnp.vdot(second, log_weights(z)) + jnp.vdot(first, ratio)
 
         inverse = need(prior.family, Inverse).noise
         implied = jax.vmap(inverse, in_axes=(None, 0))(stopped(prior).lam, z)
@@ -97,11 +100,13 @@ def generalized_doubly_reparameterized(
         by_path = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, push, moved)))
         # What the integrand's own log p(z; eta) contributes.
         by_score = jnp.vdot(first, log_probs(*prior, z))
-        value, aux = path_derivative(objective, exact(), log_weights, drawn.z)
+        value, aux = path_derivative(objective, exact(), integrand, at, drawn.z)
         return value + zero_valued(by_path - by_score), aux
 
     requires = Requirements(
         needs=(Reparameterized, Density),
+        in_z=True,
+        smooth=True,
         unbiased=noise.unbiased,
         paper="Bauer and Mnih 2021",
         advice=advice,

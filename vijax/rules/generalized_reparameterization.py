@@ -81,6 +81,7 @@ def generalized_reparameterization(standardization: Standardization | None = Non
     requires = Requirements(
         needs=(GammaSites, Density),
         linear=True,
+        in_z=True,
         paper=chosen.paper,
         advice="Write pathwise() or score() for it.",
     )

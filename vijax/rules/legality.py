@@ -7,8 +7,12 @@ import jax.numpy as jnp
 
 from vijax.families import Blocks
 from vijax.noise import Noise
+from vijax.roughness import roughness
 from vijax.supports import describe, is_moving
 from vijax.types import Family, Objective, Requirements
+
+_ROUGH = {"steps": "jumps", "kinks": "has a kink, so its derivative jumps"}
+_SMOOTHER = {"steps": "a continuous one", "kinks": "pathwise() or score()"}
 
 
 def check_requirements(
@@ -57,6 +61,13 @@ def check_requirements(
         )
     if num_samples < requires.min_samples:
         refuse(f"num_samples={num_samples}, but it needs at least {requires.min_samples}")
+    rough = roughness(objective, num_samples) if requires.smooth or requires.in_z else ""
+    if rough == "steps" or (rough and requires.smooth):
+        raise ValueError(
+            f"{name} on {family.name}: the objective {objective.name} {_ROUGH[rough]}, which no "
+            f"derivative sees: the gradient would be biased. Write {_SMOOTHER[rough]}. If this is "
+            "wrong and it is smooth, say so: Objective(name, value, smooth=True)."
+        )
 
 
 def check_noise(

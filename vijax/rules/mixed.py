@@ -98,6 +98,8 @@ def mixed(rules: Mapping[str, Rule]) -> Rule:
         Requirements(
             samplewise=all(part.requires.samplewise for part in rules.values()),
             twice=all(part.requires.twice for part in rules.values()),
+            affine=any(part.requires.affine for part in rules.values()),
+            in_z={name: part.requires.in_z for name, part in rules.items()},
             unbiased=all(part.requires.unbiased for part in rules.values()),
         ),
         surrogate,

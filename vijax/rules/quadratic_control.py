@@ -121,6 +121,7 @@ def quadratic_control(
     requires = Requirements(
         needs=(NormalMoments, Reparameterized, Density),
         linear=True,
+        in_z=carrier is not by_score,
         unbiased=noise.unbiased,
         evaluations=chosen.evaluations,
         paper=chosen.paper,

@@ -137,6 +137,7 @@ def relaxed_control_rule(
         needs=(Density,) if variate.integrand_at_soft else (),
         any_of=(BernoulliSites, CategoricalSites),
         linear=True,
+        in_z=variate.integrand_at_soft,
         evaluations=f"{1 + relaxed_evaluations}K" if relaxed_evaluations else "K",
         paper=paper,
         advice="Write score() or local_expectation() instead.",

@@ -230,6 +230,7 @@ def _through_soft_classes(name: str, soft: Soft, *, hard: bool, paper: str) -> R
         any_of=(BernoulliSites, CategoricalSites),
         samplewise=not hard,
         twice=not hard,
+        in_z=True,
         unbiased=False,
         paper=paper,
         advice="Write pathwise() where there is a differentiable sampler, or score().",

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vijax.dependence import depends as depends_on
+from vijax.dependence import trace
 from vijax.families import Blocks, Density, IndependentBlocks, log_probs, need
 from vijax.rules.base import draw, evaluate, live_weights, no_aux, rule, stopped, zero_valued
 from vijax.types import (
@@ -122,11 +124,13 @@ def by_terms(depends: Mapping[str, tuple[str, ...]]) -> Credit:
     rules.score_per_block(rules.by_terms({"a": ("prior_a", "likelihood"), "b": ("prior_b",
     "likelihood")}))
 
-    With the rule used bare, the integrand returns (value, terms), value = sum of terms - log_q. A
-    term left out for a block on which it depends biases that block's gradient, and nothing here can
-    tell. Where the integrand does not use log_q, as inside `closed_form_entropy` and
-    `closed_form_kl`, what its value has beyond the terms is credited to every block. Inside
-    `closed_form_kl` that is the log prior of all blocks: `by_substitution` has less variance there.
+    With the rule used bare, the integrand returns (value, terms), value = sum of terms - log_q.
+    What its value has beyond the terms that are named and log q is credited to every block: inside
+    `closed_form_kl` the log prior of all blocks (`by_substitution` has less variance there).
+
+    Raises:
+      ValueError: when traced, if a term is left out for a block on which it depends, which would
+        bias that block's gradient.
 
     Args:
       depends: block -> the names of all terms that depend on it.
@@ -135,11 +139,12 @@ def by_terms(depends: Mapping[str, tuple[str, ...]]) -> Credit:
 
     def signal(block: str, integrand: Integrand, known: Known) -> Array:
         blocks = _check_terms(depends, named, known)
+        _check_left_out(block, depends[block], named, integrand, known)
         lam = blocks.lam(block, known.q.lam, {})
         own = log_probs(blocks.families[block], lam, known.samples.z[block])
         # In log q's place may stand the prior's log-density of all blocks, in one number.
-        beyond = known.values - sum(known.terms[name] for name in named)
-        left = jnp.where(known.slope == 0.0, beyond, known.slope * own)
+        explained = sum(known.terms[name] for name in named) + known.slope * known.samples.log_q
+        left = known.slope * own + (known.values - explained)
         credit = sum((known.terms[name] for name in depends[block]), left)
         count = credit.shape[0]
         return credit if count == 1 else (credit - jnp.mean(credit)) * (count / (count - 1))
@@ -167,3 +172,23 @@ def _check_terms(
             "{name: term} from it (see by_terms), or write score_per_block(by_substitution())."
         )
     return blocks
+
+
+def _check_left_out(
+    block: str, given: Sequence[str], named: Sequence[str], integrand: Integrand, known: Known
+) -> None:
+    """Refuse to leave a term out for a block on which it depends: the term's program tells."""
+
+    def terms(z: PyTree, sample: Sample) -> list[Scalar]:
+        _, found = integrand(sample._replace(z=z))
+        return [found[name] for name in named]
+
+    one = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], known.samples))
+    on = {name: name == block for name in one.z}
+    touched = depends_on(trace(terms, one.z, one), (on, False))
+    missing = [n for n, here in zip(named, touched, strict=True) if here and n not in given]
+    if missing:
+        raise ValueError(
+            f"by_terms: terms {missing} depend on block {block!r}, but depends[{block!r}] = "
+            f"{tuple(given)} leaves them out, which would bias its gradient. Name them there."
+        )
