@@ -73,7 +73,7 @@ def _ways(program: Program, on: tuple, *, stop: bool) -> list[set[str]]:
     return _propagate(program.jaxpr, marks, stop=stop)
 
 
-def _propagate(jaxpr: Jaxpr, marks: Sequence[set[str]], *, stop: bool) -> list[set[str]]:
+def _propagate(jaxpr: Any, marks: Sequence[set[str]], *, stop: bool) -> list[set[str]]:
     """The marks of a program's results, from those of its inputs."""
     known: dict[Any, set[str]] = dict(zip(jaxpr.invars, marks, strict=True))
 

@@ -12,7 +12,7 @@ from vijax.estimators import log_joint, log_local, log_prior
 from vijax.families import transports
 from vijax.guides import global_q, over_data
 from vijax.inference import Draws, Guide, Model
-from vijax.shapes import check_batch
+from vijax.shapes import check_batch, check_data
 from vijax.types import Array, Batch, Integrand, Key, Params, PyTree, Q, Sample
 
 
@@ -42,6 +42,7 @@ def draws(
       ValueError: if the batch has rows that the guide's table has not, or S is below 1.
     """
     check_rows(guide, batch)
+    check_data(model.check, batch.x)
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"draws(num_samples={num_samples!r}): give an int of at least 1.")
     return _draws(

@@ -95,9 +95,9 @@ class Estimate(NamedTuple):
 class Estimator(NamedTuple):
     """Pure functions; `init` and `estimate` are all that an algorithm or the lab calls.
 
-    There is ONE `estimate`. Its `params.phi` may also be given as `guides.Rows` (tables that hold
-    the batch's rows alone, so that a step costs O(B)) or `guides.Lam` (q's own parameters in place
-    of phi); the gradient has the same form. Replacing `estimate` therefore replaces every view.
+    There is ONE `estimate`. Its `params.phi` may also be given as `rows.Rows` (tables that hold the
+    batch's rows alone, so that a step costs O(B)) or `rows.Lam` (q's own parameters in place of
+    phi); the gradient has the same form. Replacing `estimate` therefore replaces every view.
 
     Attributes:
       init_params: key -> params.
@@ -105,7 +105,8 @@ class Estimator(NamedTuple):
       estimate: (key, params, state, batch) -> (Estimate, state).
       is_table: params -> bool per leaf.
       num_data: N.
-      locate: (params, batch) -> params with phi as `guides.Lam`; None if nobody knows.
+      locate: (params, batch) -> params with phi as `rows.Lam`; None if nobody knows.
+      check: `Model.check`, for whoever sees the data before they are traced.
     """
 
     init_params: Callable[[Key], Params]
@@ -114,6 +115,7 @@ class Estimator(NamedTuple):
     is_table: Callable[[Params], Params]
     num_data: int
     locate: Callable[[Params, Batch], Params] | None = None
+    check: Callable[[PyTree], None] | None = None
 
 
 class Info(NamedTuple):
@@ -155,6 +157,7 @@ class Algorithm(NamedTuple):
         work in place; otherwise the former state is kept until the new one is known to be good.
       inspect: (key, state, batch) -> tree to search for the culprit after a step that was not
         finite, such as the gradient; None: the state that the step made.
+      check: `Model.check`; `fit` calls it on the data before they are traced.
     """
 
     name: str
@@ -164,6 +167,7 @@ class Algorithm(NamedTuple):
     num_data: int
     guarded: bool = False
     inspect: Callable[[Key, PyTree, Batch], PyTree] | None = None
+    check: Callable[[PyTree], None] | None = None
 
 
 class Draws(NamedTuple):

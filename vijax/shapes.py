@@ -1,11 +1,12 @@
 """Shape checks at the door, for mistakes that broadcasting would hide."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vijax.types import Batch, PyTree, Scalar
 
@@ -88,14 +89,14 @@ def check_rows(index: Any, num_data: int) -> None:
     """Refuse row numbers of a batch that are not different rows of a data set of N."""
     size = index.shape[0]
     problem = f"has {size} rows" if size > num_data else ""
-    if not (problem or isinstance(index, jax.core.Tracer)):
+    if not (problem or isinstance(index, Tracer)):
         seen = np.asarray(index)
         if seen.min() < 0 or seen.max() >= num_data:
             problem = f"leaves [0, {num_data})"
         elif np.unique(seen).size < size:
             problem = "repeats a row"
     if problem:
-        shown = "" if isinstance(index, jax.core.Tracer) else f" {np.asarray(index).tolist()[:20]}"
+        shown = "" if isinstance(index, Tracer) else f" {np.asarray(index).tolist()[:20]}"
         raise ValueError(
             f"a batch's index{shown} {problem}, but it must name different rows of the "
             f"num_data={num_data} data: a datum's noise and its row of a table are found by it. "
@@ -106,7 +107,7 @@ def check_rows(index: Any, num_data: int) -> None:
 
 def check_key(key: Any) -> None:
     """Refuse keys under which `vmap` changes the numbers: noise would not follow its datum."""
-    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     name = str(jax.random.key_impl(key)) if typed else "rbg" if key.shape[-1] == 4 else ""
     if "rbg" in name:
         raise ValueError(
@@ -114,3 +115,9 @@ def check_key(key: Any) -> None:
             "noise would depend on its batch, and the minibatches of an epoch would not add up to "
             "the whole. Write jax.random.key(seed, impl='threefry2x32')."
         )
+
+
+def check_data(check: Callable[[PyTree], None] | None, x: PyTree) -> None:
+    """What a model says of its data, where they are concrete."""
+    if check is not None and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x)):
+        check(x)

@@ -92,6 +92,7 @@ def batch_and_match(
         step=step,
         params=lambda state: state.params,
         num_data=num_data,
+        check=model.check,
     )
 
 

@@ -100,6 +100,7 @@ def descent(
         num_data=estimator.num_data,
         guarded=tables,
         inspect=inspect,
+        check=estimator.check,
     )
 
 

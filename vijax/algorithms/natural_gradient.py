@@ -113,6 +113,7 @@ def natural_gradient(
         step=step,
         params=lambda state: state.params,
         num_data=estimator.num_data,
+        check=estimator.check,
         guarded=tables,
         inspect=inspect,
     )

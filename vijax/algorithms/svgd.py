@@ -88,6 +88,7 @@ def svgd(
         step=step,
         params=lambda state: state.params,
         num_data=num_data,
+        check=model.check,
     )
 
 

@@ -14,7 +14,7 @@ from vijax.guides import global_q, locate, over_data
 from vijax.inference import Estimate, Estimator, Guide, Model
 from vijax.objectives import elbo
 from vijax.rules import Rules
-from vijax.shapes import check_batch, check_key
+from vijax.shapes import check_batch, check_data, check_key
 from vijax.types import Batch, Integrand, Key, Params, PyTree, Q, Sample, Scalar, Setting
 
 
@@ -71,6 +71,7 @@ def estimator(
     def estimate(key: Key, params: Params, state: PyTree, batch: Batch) -> tuple[Estimate, PyTree]:
         check_batch(batch, num_data)
         check_key(key)
+        check_data(model.check, batch.x)
         check_program(params.theta, batch)
         differentiate = jax.value_and_grad(loss, has_aux=True)
         (value, stats), grads = differentiate(params, key, state, batch)
@@ -103,6 +104,7 @@ def estimator(
         is_table=is_table,
         num_data=num_data,
         locate=lambda params, batch: params._replace(phi=locate(guide, params.phi, batch)),
+        check=model.check,
     )
 
 

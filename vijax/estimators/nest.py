@@ -48,8 +48,8 @@ def nest(
     if not plain and "z" in model.latents and "z" not in model.priors:
         raise ValueError(
             "kl_weight: the model states no prior of its local latent, so the KL is not known "
-            "apart from the rest. Give it one, as in latent_model(..., prior=Prior(family, "
-            "locate)), or multiply inside your log-joint."
+            "apart from the rest. Give it one, as in latent_model(init, log_lik=..., "
+            "prior=Prior(family, locate)), or multiply inside your log-joint."
         )
     _check_latents(model, guide, num_data)
     families, names = guide.families, tuple(guide.families)

@@ -58,4 +58,5 @@ def split(*, theta: Estimator, phi: Estimator) -> Estimator:
         is_table=is_table,
         num_data=theta.num_data,
         locate=None if phi.locate is None else locate,
+        check=theta.check,
     )

@@ -18,6 +18,7 @@ from vijax.optimize.interrupt import interruptible
 from vijax.optimize.loop import UNSEEN, Carry, Program, fresh_copy, run_chunk, start
 from vijax.optimize.minibatch import Visited, next_batches, visit, warn_of_unvisited
 from vijax.optimize.results import FitResult, History, NonFiniteError, Progress
+from vijax.shapes import check_data
 from vijax.types import Batch, Key, Params, PyTree
 
 # Without a chunk_size: the seconds to aim at, where to begin, and the most
@@ -89,7 +90,9 @@ def fit(
     result = _begin(key, chosen, params) if resume is None else _continue(key, chosen, resume)
     begin, began, done = result.num_steps, time.perf_counter(), 0
     skipped = result.num_skipped
-    data = data if outside else jax.tree.map(_on_device, data)  # once, not at every chunk
+    if not outside:
+        check_data(algorithm.check if resume is None else None, data)
+        data = jax.tree.map(_on_device, data)  # once, not at every chunk
     visited = Visited()
     planned = min(most, _multiple(FIRST_CHUNK, record_every)) if adapt else most
     bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
@@ -98,7 +101,7 @@ def fit(
             size, chunk_began = min(planned, num_steps - done), time.perf_counter()
             chunk = data
             if isinstance(data, Iterator):
-                chunk, size = next_batches(data, size, most, algorithm.num_data)
+                chunk, size = next_batches(data, size, most, algorithm)
                 visited = visit(visited, chunk, size)
             if size == 0:
                 break

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.shapes import check_batch
+from vijax.inference import Algorithm
+from vijax.shapes import check_batch, check_data
 from vijax.types import Array, Batch, Key, PyTree
 
 ROUNDS = 8
@@ -81,7 +82,7 @@ def _add(value: Array, other: Array, key: Array, size: int) -> Array:
 
 
 def next_batches(
-    data: Iterator[Batch], size: int, chunk_size: int, num_data: int
+    data: Iterator[Batch], size: int, chunk_size: int, algorithm: Algorithm
 ) -> tuple[PyTree, int]:
     """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not
     recompile; and how many.
@@ -94,7 +95,8 @@ def next_batches(
             "to one size."
         )
     for batch in batches:
-        check_batch(batch, num_data)
+        check_batch(batch, algorithm.num_data)
+        check_data(algorithm.check, batch.x)
     if not batches:
         return (), 0
     padded = batches + [batches[-1]] * (chunk_size - len(batches))

@@ -66,9 +66,9 @@ def closed_form_kl(inner: Rule) -> Rule:
         if prior is None:
             raise ValueError(
                 f"closed_form_kl on {family.name}: no prior is stated as a family, so "
-                "KL(q || prior) is unknown. Give the model one, as in latent_model(..., "
-                "prior=models.isotropic_normal_prior(family)), or with the rule used bare "
-                "prior=lam of the prior."
+                "KL(q || prior) is unknown. Give the model one, as in latent_model(init, "
+                "log_lik=..., prior=models.isotropic_normal_prior(family)), or with the rule used "
+                "bare prior=lam of the prior."
             )
         if prior.name != family.name:
             raise ValueError(
