@@ -29,7 +29,7 @@ from vijax.algorithms import descent, rowwise
 from vijax.draws import draws
 from vijax.estimators import estimator, estimator_from, in_lam, sleep, split
 from vijax.inference import Algorithm, Draws, Estimate, Estimator, Guide, Info, Model, Prior
-from vijax.optimize import FitResult, NonFiniteError, Progress, fit
+from vijax.optimize import FitResult, NonFiniteError, Progress, fit, restore, save
 from vijax.rules import StepWarning, expect
 from vijax.types import (
     Aux,
@@ -44,7 +44,7 @@ from vijax.types import (
     Setting,
 )
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Algorithm",
@@ -89,9 +89,11 @@ __all__ = [
     "noise",
     "objectives",
     "path_weights",
+    "restore",
     "rows",
     "rowwise",
     "rules",
+    "save",
     "sleep",
     "split",
     "supports",

@@ -119,5 +119,12 @@ def check_key(key: Any) -> None:
 
 def check_data(check: Callable[[PyTree], None] | None, x: PyTree) -> None:
     """What a model says of its data, where they are concrete."""
-    if check is not None and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x)):
-        check(x)
+    if check is not None and is_concrete(x):
+        check(jax.device_get(x))
+
+
+def is_concrete(tree: PyTree) -> bool:
+    """Are its numbers known? Look at them as numpy's, by `jax.device_get`: an operation of JAX on
+    known numbers is traced all the same inside a `jit`.
+    """
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

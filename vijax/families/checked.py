@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from vijax import supports
 from vijax.families.traits import Entropy, Kl
-from vijax.shapes import same_shapes
+from vijax.shapes import is_concrete, same_shapes
 from vijax.types import Family, PyTree, Scalar, Traits
 
 
@@ -50,7 +49,7 @@ def checked(family: Family) -> Family:
     def log_prob(lam: PyTree, z: PyTree) -> Scalar:
         check_lam(lam)
         _same(z, like().z, z_name)
-        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(z)):
+        if is_concrete(z):
             check_inside(family.support, z, z_name)
         return family.log_prob(lam, z)
 

@@ -9,7 +9,6 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen
-from jax.core import Tracer
 
 from vijax import densities
 from vijax.families import diag_normal
@@ -18,7 +17,7 @@ from vijax.models.base import latent_model
 from vijax.models.data import check_unit
 from vijax.models.normal_prior import isotropic_normal_prior
 from vijax.networks import as_network
-from vijax.shapes import same_shapes
+from vijax.shapes import is_concrete, same_shapes
 from vijax.types import Array, Key, PyTree, Scalar
 
 
@@ -47,8 +46,8 @@ def bernoulli_pixels() -> Likelihood:
 
     def log_prob(x: Array, output: Array) -> Scalar:
         same_shapes(output, x, "bernoulli_pixels: log_prob(x, output), whose output (logits)")
-        if not isinstance(x, Tracer):
-            check_unit(x, "bernoulli_pixels: log_prob(x, output), whose x")
+        if is_concrete(x):
+            check_unit(jax.device_get(x), "bernoulli_pixels: log_prob(x, output), whose x")
         return jnp.sum(densities.bernoulli(x, output))
 
     def sample(key: Key, output: Array) -> Array:

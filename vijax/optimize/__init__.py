@@ -1,5 +1,6 @@
 """The loop over any algorithm: chunks, minibatches, history, callbacks, resuming."""
 
+from vijax.optimize.checkpoint import restore, save
 from vijax.optimize.fit import fit
 from vijax.optimize.minibatch import batch_index, steps_per_epoch
 from vijax.optimize.results import FitResult, History, NonFiniteError, Progress
@@ -11,5 +12,7 @@ __all__ = [
     "Progress",
     "batch_index",
     "fit",
+    "restore",
+    "save",
     "steps_per_epoch",
 ]
