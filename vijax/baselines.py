@@ -104,6 +104,9 @@ def ovis(gamma: float = 0.0) -> Baseline:
 
     Args:
       gamma: in [0, 1].
+
+    Raises:
+      ValueError: if gamma is outside [0, 1].
     """
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"ovis(gamma={gamma}): gamma must lie between 0 (unbiased) and 1.")
@@ -135,6 +138,9 @@ def ovis_monte_carlo(num_auxiliary: int) -> Baseline:
     Args:
       num_auxiliary: S further draws from q, shared by all k, at S evaluations of the integrand and
         S K^2 scalars.
+
+    Raises:
+      ValueError: if num_auxiliary is below 1.
     """
     if num_auxiliary < 1:
         raise ValueError(
@@ -169,6 +175,9 @@ def moving_average(decay: float = 0.99) -> Baseline:
 
     Args:
       decay: in (0, 1); weight of the past. Bias-corrected, so the first steps are not drawn to 0.
+
+    Raises:
+      ValueError: if decay is not strictly between 0 and 1.
     """
     if not 0.0 < decay < 1.0:
         raise ValueError(f"moving_average(decay={decay}): decay must lie strictly between 0 and 1.")

@@ -77,7 +77,11 @@ def as_network(module: Any, x: PyTree = None) -> Network:
 
 
 def pretrained(module: nnx.Module) -> Network:
-    """A `flax.nnx` module that starts from its present parameters, whatever the key."""
+    """A `flax.nnx` module that starts from its present parameters, whatever the key.
+
+    Raises:
+      ValueError: when called, if the call changes the module.
+    """
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
     def apply(values: PyTree, x: PyTree) -> PyTree:

@@ -52,6 +52,9 @@ def antithetic() -> Noise:
 
     For a normal q the mirror image of the noise e is -e: odd parts of the integrand, such as the
     linear term, cancel exactly.
+
+    Raises:
+      ValueError: when checked, if K is odd.
     """
 
     def points(key: Key, num_samples: int, num_uniforms: int) -> Array:

@@ -82,6 +82,9 @@ def renyi(alpha: float) -> Objective:
 
     Args:
       alpha: order, a finite real. 0 is `iwae`; 1 is the limit `elbo`, which is returned itself.
+
+    Raises:
+      ValueError: if alpha is not finite.
     """
     if not math.isfinite(alpha):
         raise ValueError(

@@ -97,6 +97,9 @@ def interpolated(alpha: float) -> PathWeights:
 
     Args:
       alpha: in [0, 1].
+
+    Raises:
+      ValueError: if alpha is outside [0, 1].
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(
@@ -130,6 +133,9 @@ def tail_adaptive(beta: float = -1.0) -> PathWeights:
 
     Args:
       beta: at most 0; -1 in the paper, -0.5 for less weight on the tail.
+
+    Raises:
+      ValueError: if beta is positive.
     """
     if not beta <= 0.0:
         raise ValueError(

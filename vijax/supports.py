@@ -19,7 +19,11 @@ def positive(*shape: int) -> Support:
 
 
 def interval(low: float, high: float, *shape: int) -> Support:
-    """Numbers strictly between two ends."""
+    """Numbers strictly between two ends.
+
+    Raises:
+      ValueError: if low is not below high.
+    """
     if not low < high:
         raise ValueError(f"interval({low}, {high}): the lower end must come first.")
     return Support("interval", shape, (float(low), float(high)))

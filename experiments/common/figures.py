@@ -16,7 +16,8 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 # Okabe and Ito: told apart by colour-blind readers
-TRAIN, TEST, THIRD = "#0072B2", "#D55E00", "#009E73"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TRAIN, TEST, THIRD = COLOURS[:3]
 STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
@@ -54,19 +55,20 @@ def lines(
     marker: str | None = None,
     errors: Mapping[str, np.ndarray] = {},  # noqa: B006  (never written to)
 ) -> None:
-    """One named line per entry (x [T], y [T]); colours repeat after ten, then dashed.
+    """One named line per entry (x [T], y [T]); colours repeat after seven, then dashed.
 
     Args:
       errors: half-widths [T] by name: error bars where there are markers, otherwise a band.
     """
-    colours = matplotlib.colormaps["tab10"]
     for i, (name, (x, y)) in enumerate(series.items()):
-        style: Any = {"color": colours(i % 10), "linestyle": "-" if i < 10 else "--", "label": name}
+        again, which = divmod(i, len(COLOURS))
+        look = {"color": COLOURS[which], "linestyle": ("-", "--", ":")[again % 3]}
+        style: Any = {**look, "label": name}
         half = errors.get(name)
         if marker is not None:
             axes.errorbar(x, y, half, marker=marker, markersize=4, capsize=2, **style)
         else:
             axes.plot(x, y, **style)
         if marker is None and half is not None:
-            axes.fill_between(x, y - half, y + half, color=colours(i % 10), alpha=0.2, linewidth=0)
+            axes.fill_between(x, y - half, y + half, color=COLOURS[which], alpha=0.2, linewidth=0)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.common import figures
+from experiments.common.figures import COLOURS
 from experiments.gradient_variance.tables import data_of, setting
 from vijax.lab.bias import FINE
 
@@ -16,7 +17,6 @@ HALF_WIDTH = 1.96  # of a 95 % interval, in standard errors
 VARIANCE = "variance of phi's gradient,\nsummed over elements (nats$^2$)"
 """The quantity and unit of `lab.gradient_report`, as axes name it."""
 # Okabe and Ito, without the yellow, which paper swallows
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 
 

@@ -24,7 +24,11 @@ class Averaging(NamedTuple):
 
 @functools.cache
 def exponential(decay: float = 0.99) -> Averaging:
-    """The last 1 / (1 - decay) iterates, roughly; at first the mean of all."""
+    """The last 1 / (1 - decay) iterates, roughly; at first the mean of all.
+
+    Raises:
+      ValueError: if decay is not strictly between 0 and 1.
+    """
     if not 0.0 < decay < 1.0:
         raise ValueError(f"exponential(decay={decay}): decay must lie strictly between 0 and 1.")
     return Averaging(
@@ -36,6 +40,9 @@ def exponential(decay: float = 0.99) -> Averaging:
 def since(step: int) -> Averaging:
     """The mean of all iterates after the first `step`; the last one until then. Polyak and Juditsky
     1992; with half of the steps, the mean of the last half.
+
+    Raises:
+      ValueError: if step is negative or no int.
     """
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"since(step={step!r}): give an int of at least 0.")

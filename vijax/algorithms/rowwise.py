@@ -85,6 +85,9 @@ def adam(
     Args:
       learning_rate: a number or an optax schedule of the global step.
       b1, b2, eps: as in `optax.adam`.
+
+    Raises:
+      ValueError: unless 0 <= b1 < 1, 0 < b2 < 1 and b1^2 < b2.
     """
     if not 0.0 <= b1 < 1.0 or not 0.0 < b2 < 1.0 or b1 * b1 >= b2:
         raise ValueError(

@@ -36,6 +36,9 @@ def sleep(model: Model, guide: Guide, *, num_samples: int = 1, num_data: int) ->
     State:        none.
     Cost:         num_samples simulations and log-densities of q per datum; no evaluation of the
                   log-joint.
+
+    Raises:
+      ValueError: if the model cannot simulate, or the guide is no plain encoder of a local latent.
     """
     family = guide.families.get("z")
     simulate = model.simulate

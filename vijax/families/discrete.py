@@ -91,6 +91,9 @@ def categorical(num_classes: int, num_sites: int | None = None) -> Family:
     ones, z [D, C].
 
     lam: `logits` of z's shape, up to a constant per site. The support has C (C^D) points.
+
+    Raises:
+      ValueError: if there are fewer than 2 classes or 1 site.
     """
     if num_classes < 2 or (num_sites is not None and num_sites < 1):
         raise ValueError(

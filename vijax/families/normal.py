@@ -122,6 +122,9 @@ def full_normal(dim: int, *, init_scale: float = 1.0) -> Family:
     Args:
       dim: D, at least 1. For z of another shape: `families.over(supports.real(3, 2), full_normal)`.
       init_scale: standard deviation at `init`, without correlation.
+
+    Raises:
+      ValueError: if dim is no int of at least 1, or init_scale is not positive.
     """
     if not isinstance(dim, int) or dim < 1:
         raise ValueError(

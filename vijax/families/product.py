@@ -28,6 +28,9 @@ def product(**blocks: Family) -> Family:
 
     `product(c=categorical(3), z=diag_normal(2))`. Rules may then differ per block:
     `rules={"c": ..., "z": ...}`. Of the other traits it has those that every block has.
+
+    Raises:
+      ValueError: if there are no blocks.
     """
     if not blocks:
         raise ValueError(

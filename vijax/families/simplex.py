@@ -84,6 +84,9 @@ def dirichlet(num_classes: int, num_sites: int | None = None) -> Family:
     what is computed from it, the model's densities and `log_prob` in the other rules, is so from
     concentrations of 0.1 on, where the bound is off by 2e-3 nats per entry (at 0.03 by 2). Compute
     in float64 below.
+
+    Raises:
+      ValueError: if there are fewer than 2 classes or 1 site.
     """
     if num_classes < 2 or (num_sites is not None and num_sites < 1):
         raise ValueError(

@@ -8,7 +8,11 @@ from vijax.types import Key, PyTree
 
 
 def hierarchical(*, w: Guide, z: Guide) -> Guide:
-    """q(w) prod_i q(z_i): a `shared` guide for the global latent together with a local one."""
+    """q(w) prod_i q(z_i): a `shared` guide for the global latent together with a local one.
+
+    Raises:
+      ValueError: if either guide is not for its latent.
+    """
     if set(w.families) != {"w"} or set(z.families) != {"z"}:
         raise ValueError(
             "hierarchical(w=..., z=...) joins a global guide with a local one: w=shared(...), "

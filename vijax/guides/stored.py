@@ -41,6 +41,9 @@ def per_datapoint(
     Args:
       num_data: N, the number of rows.
       init: key -> initial lam of one row; default the family's.
+
+    Raises:
+      ValueError: if num_data is below 1.
     """
     if num_data < 1:
         raise ValueError(f"per_datapoint(num_data={num_data}): the table needs at least one row.")
@@ -61,6 +64,9 @@ def with_shared(guide: Guide, *names: str) -> Guide:
     the weights of a flow over every datum's own base.
 
     phi: {"z": lam}, its named entries without the axis of rows.
+
+    Raises:
+      ValueError: if the guide is no plain table, or the names are not some of the entries of lam.
     """
     if guide.num_data is None or set(guide.families) != {"z"}:
         raise ValueError(

@@ -73,6 +73,9 @@ def normal_pixels(*, min_scale: float) -> Likelihood:
     Args:
       min_scale: lower bound on a pixel's standard deviation, in units of x; the spacing of its grey
         values is a natural one.
+
+    Raises:
+      ValueError: if min_scale is not positive.
     """
     if not min_scale > 0.0:
         raise ValueError(
@@ -139,6 +142,9 @@ def vae(decoder: Any, latent_dim: int, likelihood: Likelihood) -> Model:
         `networks.as_network`.
       latent_dim: D, at least 1.
       likelihood: `bernoulli_pixels()`, `normal_pixels(...)`, or your own.
+
+    Raises:
+      ValueError: if latent_dim is below 1.
     """
     if latent_dim < 1:
         raise ValueError(f"vae(latent_dim={latent_dim}): the latent needs at least one dimension.")

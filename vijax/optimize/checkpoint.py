@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def restore(path: str | pathlib.Path, algorithm: Algorithm, params: Params) -> F
       ValueError: if the file is no whole result, or that of something else.
     """
     try:
-        told = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
+        told: dict[str, Any] = dict(serialization.msgpack_restore(pathlib.Path(path).read_bytes()))
         known = told["format"] == FORMAT
     except OSError:
         raise

@@ -82,6 +82,9 @@ def arms(size: int = 4) -> Rule:
     State:        none.
     Cost:         nK evaluations of the integrand per datum, no derivative in z; n^2 K^2 scalars for
                   non-linear objectives.
+
+    Raises:
+      ValueError: if fewer than 2 draws are coupled.
     """
     if not isinstance(size, int) or size < 2:
         raise ValueError(

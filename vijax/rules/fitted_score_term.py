@@ -27,6 +27,9 @@ def fitted_score_term(decay: float = 0.99, *, noise: Noise = IID) -> Rule:
                   (slope -1 in log_q).
     State:        two running means.
     Cost:         K evaluations of the integrand per datum, two backward passes.
+
+    Raises:
+      ValueError: if decay is not strictly between 0 and 1.
     """
     if not 0.0 < decay < 1.0:
         raise ValueError(

@@ -38,6 +38,9 @@ def local_expectation(num_sites: int | None = None) -> Rule:
     State:        none.
     Cost:         K (1 + n (C - 1)) evaluations of the integrand per datum for n sites of C classes,
                   no derivative in z.
+
+    Raises:
+      ValueError: if num_sites is below 1.
     """
     if num_sites is not None and (not isinstance(num_sites, int) or num_sites < 1):
         raise ValueError(

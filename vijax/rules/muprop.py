@@ -40,6 +40,9 @@ def muprop(*, baseline: Baseline | None = None, learn_scale: bool = False) -> Ru
                   differentiable in z at E[z], between the values; a linear objective.
     State:        the baseline's; scale and baseline are in `control`.
     Cost:         K + 1 evaluations of the integrand per datum, one derivative in z.
+
+    Raises:
+      ValueError: if the baseline needs draws of its own.
     """
     base = none() if baseline is None else baseline
     if base.num_auxiliary:

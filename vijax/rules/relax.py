@@ -46,6 +46,9 @@ def relax(
     State:        none; {"scale", "log_temperature", "critic"} are in `control`.
     Cost:         as `rebar`, and the critic's second derivatives; K evaluations if the integrand is
                   left out.
+
+    Raises:
+      ValueError: if a flax.linen critic is given no latent for its shapes.
     """
     if z is None and (critic is None or isinstance(critic, linen.Module)):
         raise ValueError(

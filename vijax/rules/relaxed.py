@@ -115,8 +115,10 @@ def gumbel_rao(temperature: float, num_conditional: int = 10) -> Rule:
     Requires:     Bernoulli or one-hot categorical sites with logits; an integrand differentiable in
                   z, at hard z only.
     State:        none.
-    Cost:         K evaluations of the integrand per datum, one backward pass in z, R softmaxes per
-                  sample.
+    Cost:         K evaluations of the integrand per datum, one backward pass in z, K R softmaxes.
+
+    Raises:
+      ValueError: if the temperature or num_conditional is not positive.
     """
     _check_temperature("gumbel_rao", temperature)
     if not isinstance(num_conditional, int) or num_conditional < 1:
@@ -153,6 +155,9 @@ def gapped_straight_through(temperature: float, gap: float | None = 1.0) -> Rule
                   z, at hard z only.
     State:        none.
     Cost:         K evaluations of the integrand per datum, one backward pass in z.
+
+    Raises:
+      ValueError: if the temperature or the gap is not positive and finite.
     """
     _check_temperature("gapped_straight_through", temperature)
     if gap is not None and not (math.isfinite(gap) and gap > 0.0):

@@ -44,6 +44,9 @@ def sum_and_sample(num_summed: int, *, stochastic: bool = False, baseline: bool 
                   rest.
     State:        none.
     Cost:         num_summed + K evaluations of the integrand per datum, no derivative in z.
+
+    Raises:
+      ValueError: if num_summed is below 1.
     """
     if not isinstance(num_summed, int) or num_summed < 1:
         raise ValueError(

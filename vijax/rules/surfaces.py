@@ -75,6 +75,9 @@ def taylor(order: int = 2, *, probes: int | None = None) -> Surface:
         sum_{j != i} s_j^2 H_ij^2 / M (diagonal q), nothing for a diagonal H. The diagonal from the
         other K - 1 samples' products (Miller et al. 2017, section 3.3) would cancel in the average
         over samples.
+
+    Raises:
+      ValueError: if order is neither 1 nor 2, or probes are given for order 1.
     """
     if order not in (1, 2) or (probes is not None and (order != 2 or probes < 1)):
         raise ValueError(

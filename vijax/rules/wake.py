@@ -76,6 +76,9 @@ def covariance(betas: Sequence[float]) -> Rule:
     Requires:     log_prob differentiable in lam; that objective; num_samples >= 2.
     State:        none.
     Cost:         K evaluations of the integrand per datum, no derivative in z.
+
+    Raises:
+      ValueError: when checked, if the objective is not the thermodynamic one of the same betas.
     """
     ours = thermodynamic(betas)
     grid = np.asarray(betas, float)
