@@ -357,3 +357,25 @@ def test_exp_cubo_says_when_all_weights_underflow():
     assert np.isnan(objective.value(jnp.array([-1000.0, -999.0])))
     assert np.isfinite(objective.value(jnp.array([-1000.0, -3.0])))
     assert objective.value(jnp.array([-jnp.inf, -jnp.inf])) == 0.0  # weights of zero are in order
+
+
+@pytest.mark.parametrize("uncalled", [objectives.renyi, objectives.cubo, objectives.thermodynamic])
+def test_an_objective_left_uncalled_is_told_so(uncalled):
+    with pytest.raises(ValueError, match=r"called first, as in objectives\.renyi"):
+        rules.pathwise().check(Q, uncalled, 3, None)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, 2.0, None, True])
+def test_a_number_of_samples_that_is_none_gets_its_own_error(num_samples):
+    with pytest.raises(ValueError, match=r"but K is an int of at least 1\.$"):
+        rules.pathwise().check(Q, objectives.elbo, num_samples, None)
+
+
+def test_a_table_of_another_size_than_the_guides_is_refused():
+    model = models.latent_model(lambda key: (), lambda theta, z, x: log_p(z - x))
+    est = vj.estimator(model, guides.per_datapoint(Q, 12), rules=rules.pathwise(), num_data=12)
+    params = est.init_params(jax.random.key(0))
+    short = params._replace(phi=jax.tree.map(lambda leaf: leaf[:8], params.phi))
+    batch = vj.Batch(jnp.arange(3.0), jnp.arange(3))
+    with pytest.raises(ValueError, match=r"tables of \[8\] rows, but .* num_data=12"):
+        est.estimate(jax.random.key(1), short, est.init(jax.random.key(2), short), batch)

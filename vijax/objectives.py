@@ -46,9 +46,26 @@ def as_objective(given: Any, num_samples: Any = None) -> Objective:
     if not callable(given):
         raise ValueError(f"objective={given!r}: give a function log_w [K] -> [], or an Objective.")
     value: Any = given
+    _check_value(value, num_samples)
     sizes = {3, 4} | ({num_samples} if isinstance(num_samples, int) and num_samples > 0 else set())
     linear = all(_is_mean(value, size) for size in sizes)
     return Objective(getattr(value, "__name__", "objective"), value, linear=linear)
+
+
+def _check_value(value: Callable[[Array], Any], num_samples: Any) -> None:
+    """Refuse what is no function of log-weights, such as a maker of objectives left uncalled."""
+    size = num_samples if isinstance(num_samples, int) and num_samples > 0 else 3
+    name = getattr(value, "__name__", repr(value))
+    try:
+        found = jax.eval_shape(value, jax.ShapeDtypeStruct((size,), jnp.result_type(float)))
+    except Exception as error:
+        raise ValueError(
+            f"objective={name} fails on log_w [{size}] with {type(error).__name__}: it must be a "
+            "function log_w [K] -> []. One that takes settings is called first, as in "
+            "objectives.renyi(0.5)."
+        ) from error
+    if not hasattr(found, "shape"):
+        raise ValueError(f"objective={name} returns a {type(found).__name__} for log_w [{size}].")
 
 
 def _is_mean(value: Callable[[Array], Scalar], num_samples: int) -> bool:

@@ -70,6 +70,7 @@ def estimator(
 
     def estimate(key: Key, params: Params, state: PyTree, batch: Batch) -> tuple[Estimate, PyTree]:
         check_batch(batch, num_data)
+        _check_tables(guide, params.phi)
         check_key(key)
         check_data(model.check, batch.x)
         check_program(params.theta, batch)
@@ -134,6 +135,19 @@ def estimator_from(
         is_table=_no_tables if is_table is None else is_table,
         num_data=num_data,
     )
+
+
+def _check_tables(guide: Guide, phi: PyTree) -> None:
+    """Refuse tables of another size than the guide's, whose rows would be other data's."""
+    if guide.num_data is None or isinstance(phi, rows.Rows | rows.Lam):
+        return
+    tables, _ = rows.split(guide.is_table(phi), phi)
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tables)}
+    if sizes != {guide.num_data}:
+        raise ValueError(
+            f"params.phi has tables of {sorted(sizes)} rows, but the guide was built for "
+            f"num_data={guide.num_data}: make them by estimator.init_params(key)."
+        )
 
 
 def _no_tables(params: Params) -> Params:

@@ -24,8 +24,10 @@ def check_requirements(
         advice = f" {requires.advice}" if requires.advice else ""
         raise ValueError(f"{name} on {family.name}: {problem}.{advice}")
 
-    if not isinstance(num_samples, int) or num_samples < 1:
-        refuse(f"num_samples={num_samples!r} must be an int of at least 1")
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+        raise ValueError(
+            f"{name} on {family.name}: num_samples={num_samples!r}, but K is an int of at least 1."
+        )
     if num_samples < objective.min_samples:
         refuse(
             f"num_samples={num_samples}, but the objective {objective.name} is defined for at "
