@@ -259,7 +259,7 @@ def test_over_real_is_the_family_itself():
     assert family.name == "full_normal(3)" and family.traits.get(families.Entropy) is not None
 
 
-def test_traits():
+def test_traits(x64):
     """What holds for u and z alike stays; what is another number for z does not."""
     base = families.full_normal(9)
     family = families.transformed(base, bijectors.onto(HIERARCHY))

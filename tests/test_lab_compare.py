@@ -177,6 +177,7 @@ def test_an_estimator_that_is_not_finite_ranks_last():
     assert list(result.rank) == [1, 3, 2] and np.isinf(result.variance[1])
 
 
+@pytest.mark.filterwarnings("ignore::vijax.StepWarning")  # a table of bits, under relaxations too
 @pytest.mark.parametrize("place", ["binary", "normal", "classes"])
 def test_evaluations_are_those_of_the_metadata(place):
     """Counted in the traced program, for every rule that is legal here, against what the rule says

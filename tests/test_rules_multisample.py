@@ -350,7 +350,7 @@ def test_tail_adaptive_weights_follow_the_ranks():
     np.testing.assert_allclose(
         factor(objectives.elbo, log_w, -1.0), 4 * raw / raw.sum(), rtol=1e-12
     )
-    np.testing.assert_allclose(factor(objectives.elbo, jnp.zeros(4)), np.ones(4))
+    np.testing.assert_allclose(factor(objectives.elbo, jnp.zeros(4), -1.0), np.ones(4))
     toy, (theta, lam) = line(8), line_point()
     ours = every_gradient(
         toy,

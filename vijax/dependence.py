@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from vijax.types import PyTree
 
@@ -52,6 +54,29 @@ def ways(program: Program, on: tuple) -> set[str]:
     is not seen: continuous functions are written so too.
     """
     return set().union(*_ways(program, on, stop=True))
+
+
+def responds(fun: Callable[..., PyTree], one: PyTree, other: PyTree) -> list[bool]:
+    """Does each leaf of `fun(one)` differ from that of `fun(other)`? Both are evaluated, numbers
+    that the function closes over and that are being traced taken at random: a dependence that the
+    operations allow may still be none, as of an entry of a vector on the others.
+    """
+    closed = jax.make_jaxpr(fun)(one)
+    random = np.random.default_rng(0)
+    with jax.ensure_compile_time_eval():
+        program = jaxpr_as_fun(
+            ClosedJaxpr(closed.jaxpr, [_known(c, random) for c in closed.consts])
+        )
+        pairs = zip(program(*jax.tree.leaves(one)), program(*jax.tree.leaves(other)), strict=True)
+        return [not np.array_equal(a, b, equal_nan=True) for a, b in pairs]
+
+
+def _known(constant: Any, random: np.random.Generator) -> Any:
+    if not isinstance(constant, Tracer):
+        return constant
+    if jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), constant.shape)
+    return jnp.asarray(random.uniform(0.5, 1.5, constant.shape), constant.dtype)
 
 
 def has_constant_slope(fun: Callable[..., PyTree], number: Any, *rest: PyTree) -> bool:

@@ -54,6 +54,5 @@ def expect(
         x=x,
         prior=prior,
     )
-    rule.check(family, setting.objective, num_samples, None if prior is None else family)
     check_integrand(rule.name, rule.requires, family, integrand)
     return rule.surrogate(key, Q(family, lam), integrand, setting)

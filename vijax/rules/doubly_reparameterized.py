@@ -95,7 +95,7 @@ def path_derivative(
     # The factor needs the weights, whose backward pass needs the factor. Evaluated twice as
     # written; the two forward passes are the same operations on the same operands, so the compiler
     # keeps one.
-    log_w, slope, _ = live_weights(integrand, at(jax.lax.stop_gradient(z)))
+    log_w, slope, _ = live_weights(integrand, at(z))
     factor = weights.factor(objective, jax.lax.stop_gradient(log_w), slope)
     scaled = jax.vmap(lambda c, z: jax.tree.map(lambda leaf: scale_tangent(leaf, c), z))(factor, z)
     log_w, aux = evaluate(integrand, at(scaled))

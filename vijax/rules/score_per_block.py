@@ -1,14 +1,15 @@
 """Score function with credit: a block's log q is multiplied only by what depends on that block."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vijax.dependence import depends as depends_on
-from vijax.dependence import trace
+from vijax.dependence import responds
 from vijax.families import Blocks, Density, IndependentBlocks, log_probs, need
+from vijax.families import sample as sample_of
 from vijax.rules.base import draw, evaluate, live_weights, no_aux, rule, stopped, zero_valued
 from vijax.types import (
     Array,
@@ -177,18 +178,26 @@ def _check_terms(
 def _check_left_out(
     block: str, given: Sequence[str], named: Sequence[str], integrand: Integrand, known: Known
 ) -> None:
-    """Refuse to leave a term out for a block on which it depends: the term's program tells."""
+    """Refuse to leave a term out for a block on which it depends: its values tell, at draws that
+    differ in that block alone.
+    """
+    left, family = [name for name in named if name not in given], known.q.family
+    like = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], known.samples))
 
-    def terms(z: PyTree, sample: Sample) -> list[Scalar]:
-        _, found = integrand(sample._replace(z=z))
-        return [found[name] for name in named]
+    def terms(z: PyTree) -> list[Scalar]:
+        log_q = jnp.zeros((), like.log_q.dtype)
+        _, found = integrand(Sample(z, log_q, jax.random.key(0)))
+        return [found[name] for name in left]
 
-    one = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], known.samples))
-    on = {name: name == block for name in one.z}
-    touched = depends_on(trace(terms, one.z, one), (on, False))
-    missing = [n for n, here in zip(named, touched, strict=True) if here and n not in given]
+    missing = set()
+    with jax.ensure_compile_time_eval():
+        lam = family.init(jax.random.key(0))
+        draws = [sample_of(jax.random.key(i), family, lam) for i in range(9)]
+    for one, other in itertools.pairwise(draws):
+        changed = responds(terms, one, {**one, block: other[block]})
+        missing |= {name for name, here in zip(left, changed, strict=True) if here}
     if missing:
         raise ValueError(
-            f"by_terms: terms {missing} depend on block {block!r}, but depends[{block!r}] = "
-            f"{tuple(given)} leaves them out, which would bias its gradient. Name them there."
+            f"by_terms: terms {sorted(missing)} depend on block {block!r}, but depends[{block!r}] "
+            f"= {tuple(given)} leaves them out, which would bias its gradient. Name them there."
         )

@@ -157,7 +157,7 @@ def _likelihood_ratio() -> Rule:
         value = setting.objective.value(log_w)
         return value + jax.lax.stop_gradient(value) * jnp.sum(zero_valued(log_q)), no_aux(aux)
 
-    return rule("likelihood_ratio()", Requirements(needs=(Density,)), surrogate)
+    return rule("likelihood_ratio()", Requirements(needs=(Density,), affine=False), surrogate)
 
 
 def _points(**leaves: Any) -> dict[str, np.ndarray]:
