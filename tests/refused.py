@@ -270,6 +270,6 @@ REFUSED = {
         1,
         r"objective='elbo': give a function",
     ),
-    "no samples": (local(NORMAL), PATH, elbo, 0, r"num_samples=0 must be an int of at least 1"),
-    "half a sample": (local(NORMAL), PATH, elbo, 1.5, r"num_samples=1.5 must be an int"),
+    "no samples": (local(NORMAL), PATH, elbo, 0, r"num_samples=0, but K is an int of at least 1"),
+    "half a sample": (local(NORMAL), PATH, elbo, 1.5, r"num_samples=1.5, but K is an int"),
 }

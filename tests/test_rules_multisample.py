@@ -368,7 +368,8 @@ def test_tail_adaptive_weights_follow_the_ranks():
         loc, scale = lam["loc"][None], jnp.exp(lam["log_scale"])[None]
         z = loc + scale * noise
         values, slopes = jax.vmap(jax.value_and_grad(log_w))(z)
-        rank = jnp.where(values == values.max(), 1.0, 2.0) + (values[0] == values[1])
+        tied = values[0] == values[1]
+        rank = jnp.where(tied, 2.0, jnp.where(jnp.arange(2) == jnp.argmax(values), 1.0, 2.0))
         weights = (rank**-0.5 / jnp.sum(rank**-0.5))[:, None]
         return {
             "loc": jnp.sum(weights * slopes, axis=0),

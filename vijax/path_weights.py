@@ -144,7 +144,9 @@ def tail_adaptive(beta: float = -1.0) -> PathWeights:
         )
 
     def factor(objective: Objective, log_w: Array, slope: Array) -> Array:
-        rank = jnp.sum(log_w[None, :] >= log_w[:, None], axis=1).astype(log_w.dtype)
+        # A compiler may round the two sides differently: a weight's own place is not left to that
+        own = jnp.eye(log_w.shape[0], dtype=bool)
+        rank = jnp.sum((log_w[None, :] >= log_w[:, None]) | own, axis=1).astype(log_w.dtype)
         power = rank**beta
         return power / jnp.mean(power)
 
