@@ -10,6 +10,7 @@ from scipy import special
 from vijax import families
 from vijax.families import Kl, need
 from vijax.families.log_gamma import log_gamma
+from vijax.testing.averages import in_float
 
 NUM_DRAWS = 5_000
 
@@ -48,7 +49,7 @@ def test_the_bound_and_its_gradient_are_right_where_z_rounds(name):
     nats away.
     """
     family, lam, prior = CASES[name]
-    with jax.enable_x64(True):
+    with in_float(64):
         minus_kl = jax.value_and_grad(lambda lam: -need(family, Kl).value(lam, prior))
         exact = jax.device_get(minus_kl(jax.tree.map(jnp.asarray, lam)))
 

@@ -21,6 +21,7 @@ from vijax.rules import (
     pathwise,
     quadratic_control,
 )
+from vijax.testing.averages import in_float
 
 PLUGS = {"iid": noise.iid(), "antithetic": noise.antithetic(), "sobol": noise.sobol()}
 NORMAL = families.diag_normal(2)
@@ -66,7 +67,7 @@ def sampler(rule, log_joint, num_samples):
 @pytest.fixture(scope="module")
 def exact():
     """The gradient of E_q[target] + H(q) by a product of Gauss-Hermite rules."""
-    with jax.enable_x64(True):
+    with in_float(64):
         node, weight = np.polynomial.hermite_e.hermegauss(40)
         grid = jnp.asarray(np.stack(np.meshgrid(node, node), -1).reshape(-1, 2))
         weights = jnp.asarray(np.outer(weight, weight).ravel() / (2 * np.pi))

@@ -15,6 +15,7 @@ from vijax.baselines import none
 from vijax.families import FiniteSupport, WeakDerivative, log_probs, need
 from vijax.noise import Noise
 from vijax.objectives import elbo, iwae
+from vijax.testing.averages import in_float
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -106,7 +107,7 @@ def random_control(rule, seed=5):
 @pytest.fixture(scope="module")
 def exact():
     """(value, gradient in theta and lam) of the ELBO by Gauss-Hermite quadrature."""
-    with jax.enable_x64(True):
+    with in_float(64):
         node, weight = np.polynomial.hermite_e.hermegauss(60)
         grid = np.stack(np.meshgrid(node, node), -1).reshape(-1, 2)
         weights = np.outer(weight, weight).ravel() / (2 * np.pi)

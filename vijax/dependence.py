@@ -64,9 +64,8 @@ def responds(fun: Callable[..., PyTree], one: PyTree, other: PyTree) -> list[boo
     closed = jax.make_jaxpr(fun)(one)
     random = np.random.default_rng(0)
     with jax.ensure_compile_time_eval():
-        program = jaxpr_as_fun(
-            ClosedJaxpr(closed.jaxpr, [_known(c, random) for c in closed.consts])
-        )
+        consts = [_known(c, random) for c in closed.consts]
+        program = jax.jit(jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts)))
         pairs = zip(program(*jax.tree.leaves(one)), program(*jax.tree.leaves(other)), strict=True)
         return [not np.array_equal(a, b, equal_nan=True) for a, b in pairs]
 
