@@ -82,21 +82,21 @@ def check_batch(batch: Any, num_data: int | None = None) -> None:
     if 0 in sizes:
         raise ValueError("the batch is empty: the gradient of no data has no N / B scale.")
     if num_data is not None:
-        check_rows(batch.index, num_data)
+        check_index(batch.index, num_data)
 
 
-def check_rows(index: Any, num_data: int) -> None:
+def check_index(index: Any, num_data: int) -> None:
     """Refuse row numbers of a batch that are not different rows of a data set of N."""
     size = index.shape[0]
     problem = f"has {size} rows" if size > num_data else ""
-    if not (problem or isinstance(index, Tracer)):
+    if not problem and is_concrete(index):
         seen = np.asarray(index)
         if seen.min() < 0 or seen.max() >= num_data:
             problem = f"leaves [0, {num_data})"
         elif np.unique(seen).size < size:
             problem = "repeats a row"
     if problem:
-        shown = "" if isinstance(index, Tracer) else f" {np.asarray(index).tolist()[:20]}"
+        shown = f" {np.asarray(index).tolist()[:20]}" if is_concrete(index) else ""
         raise ValueError(
             f"a batch's index{shown} {problem}, but it must name different rows of the "
             f"num_data={num_data} data: a datum's noise and its row of a table are found by it. "

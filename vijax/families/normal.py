@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import ndtri
 
@@ -21,7 +20,7 @@ from vijax.families.base import (
 )
 from vijax.families.kinds import NormalMoments, Pairs, WeakDerivative
 from vijax.families.traits import Entropy, Inverse, Kl, Moments, Natural, Reparameterized
-from vijax.shapes import same_shapes
+from vijax.shapes import is_concrete, same_shapes
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
@@ -204,7 +203,7 @@ def from_covariance(loc: Array, covariance: Array) -> PyTree:
     """
     same_shapes(covariance, jnp.outer(loc, loc), "from_covariance(loc, covariance): covariance")
     factor = jnp.linalg.cholesky(covariance)
-    if not isinstance(factor, Tracer):
+    if is_concrete(factor):
         off = float(jnp.max(jnp.abs(covariance - covariance.T)))
         if not bool(jnp.all(jnp.isfinite(factor))) or off > 1e-3 * float(jnp.max(covariance)):
             raise ValueError(

@@ -53,11 +53,10 @@ def restore(path: str | pathlib.Path, algorithm: Algorithm, params: Params) -> F
     Raises:
       ValueError: if the file is no whole result, or that of something else.
     """
+    written = pathlib.Path(path).read_bytes()
     try:
-        told: dict[str, Any] = dict(serialization.msgpack_restore(pathlib.Path(path).read_bytes()))
+        told: dict[str, Any] = dict(serialization.msgpack_restore(written))
         known = told["format"] == FORMAT
-    except OSError:
-        raise
     except Exception as error:
         raise ValueError(f"restore: {path} is no result that vijax.save wrote whole.") from error
     if not known:

@@ -97,7 +97,7 @@ def _draw(family: Family, f: Function, lam: PyTree, noise: PyTree) -> tuple[tupl
     slopes = None
     try:
         slopes, (z, values) = jax.vmap(jax.jacrev(three, has_aux=True), (None, 0))(lam, noise)
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):  # what JAX raises for integers and loops
         if family.traits.get(Reparameterized) is not None:
             raise
         _, (z, values) = jax.vmap(three, (None, 0))(lam, noise)
