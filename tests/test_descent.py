@@ -24,6 +24,7 @@ from fit_problems import (
 
 import vijax as vj
 from vijax import rowwise
+from vijax.algorithms import inner
 from vijax.optimize.loop import Program, run_chunk, start, step_key, take_batch
 
 
@@ -106,6 +107,52 @@ def test_local_steps_update_rows_more_often_than_theta():
     assert float(jnp.mean(away)) > 0.075
 
 
+def test_an_inner_loop_ends_when_the_bound_stops_rising():
+    """From far away it takes many steps, from where there is nothing to gain two windows and the
+    last step; the cap holds, and changes no bit of what a fixed number of steps does.
+    """
+    best = TABLE.phi["z"] | {"loc": 0.5 * DATA, "log_scale": jnp.full((N, 2), -0.5 * jnp.log(2.0))}
+    far = best | {"loc": best["loc"] + 4.0}
+    until = vj.descent(
+        LOCAL, ADAM, rows=rowwise.adam(0.2), local_steps=inner(100, tolerance=0.2, window=4)
+    )
+    taken = {}
+    for name, lam in (("best", best), ("far", far)):
+        result = vj.fit(KEY, until, TABLE._replace(phi={"z": lam}), DATA, num_steps=1)
+        taken[name] = int(result.state.clock)
+        assert float(jnp.mean(jnp.abs(result.params.phi["z"]["loc"] - best["loc"]))) < 0.7
+    assert taken["best"] == 9 and 16 < taken["far"] < 100, taken
+    fixed = vj.descent(LOCAL, ADAM, local_steps=7)
+    capped = vj.descent(LOCAL, ADAM, local_steps=inner(7, tolerance=1e-6, window=4))
+    one, other = (vj.fit(KEY, each, TABLE, DATA, num_steps=2) for each in (fixed, capped))
+    assert_same(one.params, other.params)
+
+
+def test_rows_that_start_anew_forget_where_they_were():
+    """Both their place and their optimiser's moments; the number of steps is each time the same."""
+    prior = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), TABLE.phi["z"])
+    restart = inner(3, restart=lambda theta, x: prior)
+    far = TABLE._replace(phi=jax.tree.map(lambda leaf: leaf + 2.0, TABLE.phi))
+    for rows in (rowwise.adam(0.05), rowwise.lazy(ADAM)):
+        algorithm = vj.descent(LOCAL, optax.sgd(0.0), rows=rows, local_steps=restart)
+        near, other = (vj.fit(KEY, algorithm, params, DATA, num_steps=4) for params in (TABLE, far))
+        assert_same(near.params.phi, other.params.phi)
+        # Three steps of Adam from the prior, whatever was done before.
+        once = vj.fit(KEY, algorithm, TABLE, DATA, num_steps=1)
+        for result in (once, near):
+            away = jnp.abs(result.params.phi["z"]["loc"])
+            assert float(jnp.max(away)) < 3.01 * 0.05
+        kept = vj.descent(LOCAL, optax.sgd(0.0), rows=rows, local_steps=3)
+        gone = vj.fit(KEY, kept, TABLE, DATA, num_steps=4).params
+        assert float(jnp.max(jnp.abs(gone.phi["z"]["loc"] - TABLE.phi["z"]["loc"]))) > 3.5 * 0.05
+
+
+def test_a_restart_of_another_shape_is_refused():
+    wrong = inner(2, restart=lambda theta, x: {"loc": jnp.zeros(7), "log_scale": jnp.zeros(7)})
+    with pytest.raises(ValueError, match=r"restart=...\) returns, over a batch, has shapes"):
+        vj.fit(KEY, vj.descent(LOCAL, ADAM, local_steps=wrong), TABLE, DATA, num_steps=1)
+
+
 def test_partition_gives_theta_and_phi_their_own_optimizers():
     labels = vj.Params("theta", "phi", "control")
     optimizer = optax.partition({"theta": optax.sgd(0.0), "phi": ADAM, "control": ADAM}, labels)
@@ -146,7 +193,7 @@ def test_missed_updates_follow_a_schedule():
 
 
 def test_local_steps_without_a_table_are_refused():
-    for estimator, steps in ((GLOBAL, 2), (LOCAL, 0)):
+    for estimator, steps in ((GLOBAL, 2), (GLOBAL, inner(1, tolerance=0.1)), (LOCAL, 0)):
         with pytest.raises(ValueError, match="local_steps"):
             vj.descent(estimator, ADAM, local_steps=steps)
 

@@ -5,11 +5,14 @@ what keeps state beside them is refused where it would change.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from checks import assert_close
 from flax import linen, nnx
 
-from vijax import families, guides, networks
+import vijax as vj
+from vijax import densities, families, guides, models, networks
 
 X = jnp.array([0.5, -1.0, 2.0])
 FAMILY = families.diag_normal(2)
@@ -66,6 +69,53 @@ def test_linen_dropout_is_refused_until_it_is_deterministic():
         guides.amortized(FAMILY, Dropping(False), x=X)
     guide = guides.amortized(FAMILY, Dropping(True), x=X)
     assert set(guide.init(jax.random.key(0))["z"]) == {"params"}
+
+
+class Trained(linen.Module):
+    """Dropout while it is trained."""
+
+    @linen.compact
+    def __call__(self, x, *, train):
+        return linen.Dense(4)(linen.Dropout(0.5, deterministic=not train)(x))
+
+
+def test_dropout_takes_the_key_that_a_datum_brings():
+    """As the docstring of `as_network` writes it: each datum's own mask while there are keys, the
+    same in every view of the estimate; none without.
+    """
+    encoder = Trained()
+
+    def apply(params, x):
+        keyed = {"dropout": jax.random.wrap_key_data(x["key"])} if "key" in x else None
+        return encoder.apply(params, x["pixels"], train="key" in x, rngs=keyed)
+
+    guide = guides.amortized(
+        FAMILY, (lambda key: encoder.init(key, jnp.zeros(3), train=False), apply)
+    )
+    model = models.latent_model(
+        lambda key: (), lambda theta, z, x: jnp.sum(densities.normal(x["pixels"][:2], z, 0.0))
+    )
+    estimator = vj.estimator(model, guide, rules=vj.rules.pathwise(), num_data=4)
+    params, pixels = estimator.init_params(jax.random.key(0)), jnp.ones((4, 3))
+    bits = np.random.default_rng(0).integers(0, 2**32, (2, 4, 2), np.uint32)
+
+    @jax.jit
+    def located(x):
+        return vj.in_lam(estimator, params, vj.Batch(x, jnp.arange(4))).phi.lam["z"]["loc"]
+
+    plain = located({"pixels": pixels})
+    first, again, other = (located({"pixels": pixels, "key": bits[i]}) for i in (0, 0, 1))
+    assert bool(jnp.all(plain == plain[:1])) and bool(jnp.all(first == again))
+    assert bool(jnp.any(first != first[:1])) and bool(jnp.any(first != other))
+
+    batches = (
+        vj.Batch({"pixels": np.ones((4, 3), np.float32), "key": keys}, np.arange(4))
+        for keys in bits
+    )
+    algorithm = vj.descent(estimator, optax.sgd(0.01))
+    result = vj.fit(jax.random.key(1), algorithm, params, batches, num_steps=2)
+    kernel = result.params.phi["z"]["params"]["Dense_0"]["kernel"]
+    assert bool(jnp.any(kernel != params.phi["z"]["params"]["Dense_0"]["kernel"]))
 
 
 def test_nnx_state_that_a_call_changes_is_refused():

@@ -41,6 +41,18 @@ def as_network(module: Any, x: PyTree = None) -> Network:
             lambda params, x: eqx.combine(params, static)(x),
         )
 
+    What is drawn at every call, as dropout's mask, needs a key of its own: an iterator brings one
+    with each datum, x = {"pixels": ..., "key": ...}, leaves of `numpy.random` bits [2] uint32, and
+    whoever scores leaves it out. Every evaluation is then of q under one mask, whose bound holds.
+
+        pair = (
+            lambda key: encoder.init(key, jnp.zeros(P), train=False),
+            lambda params, x: encoder.apply(
+                params, x["pixels"], train="key" in x,
+                rngs={"dropout": jax.random.wrap_key_data(x["key"])} if "key" in x else None,
+            ),
+        )
+
     Args:
       module: linen: initialised by a call on `x`. nnx: a function of `rngs`, as in
         `lambda rngs: Encoder(20, rngs=rngs)`, or a class that takes nothing else. A pair:
@@ -142,7 +154,8 @@ def _linen(module: linen.Module, x: PyTree) -> Network:
         raise ValueError(
             f"a call of {kind} draws random numbers ({str(error).split(' (')[0]}), but a network "
             "is a function of its parameters and one datum. Write deterministic=True for "
-            "linen.Dropout, or leave it out; noise of an encoder belongs to q's family."
+            "linen.Dropout, or let every datum bring its key, as as_network's docstring shows; "
+            "noise of an encoder belongs to q's family."
         ) from None
     return Network(init, apply)
 

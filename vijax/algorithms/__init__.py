@@ -3,6 +3,7 @@
 from vijax.algorithms.averaging import Averaging, averaged, exponential, since
 from vijax.algorithms.batch_and_match import batch_and_match, match
 from vijax.algorithms.descent import DescentState, descent
+from vijax.algorithms.inner import Inner, inner
 from vijax.algorithms.natural_gradient import natural_gradient
 from vijax.algorithms.rowwise import RowOptimizer
 from vijax.algorithms.svgd import particles, stein_direction, svgd
@@ -10,11 +11,13 @@ from vijax.algorithms.svgd import particles, stein_direction, svgd
 __all__ = [
     "Averaging",
     "DescentState",
+    "Inner",
     "RowOptimizer",
     "averaged",
     "batch_and_match",
     "descent",
     "exponential",
+    "inner",
     "match",
     "natural_gradient",
     "particles",

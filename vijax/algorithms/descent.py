@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vijax.algorithms.inner import Inner, climb, described, inner
 from vijax.algorithms.rowwise import RowOptimizer, lazy
 from vijax.finite import all_finite
 from vijax.inference import Algorithm, Estimate, Estimator, Info
 from vijax.rows import Packed, Rows, join, pack, scale, split, stored, unpack
-from vijax.types import Array, Batch, Key, Params, PyTree
+from vijax.shapes import same_shapes
+from vijax.types import Array, Batch, Key, Params, PyTree, Scalar
 
 
 class DescentState(NamedTuple):
@@ -40,7 +42,7 @@ def descent(
     optimizer: optax.GradientTransformation,
     *,
     rows: RowOptimizer | None = None,
-    local_steps: int = 1,
+    local_steps: int | Inner = 1,
 ) -> Algorithm:
     """An algorithm that minimises an estimator's loss, for `fit`.
 
@@ -51,7 +53,8 @@ def descent(
       rows: for tables of phi_i (`guides.per_datapoint`): `rowwise.adam(rate)` for dense Adam's
         result; default `rowwise.lazy(optimizer)`.
       local_steps: updates of the batch's phi_i per step; the last one also updates everything else
-        (stochastic VI's inner loop, Hoffman et al. 2013).
+        (stochastic VI's inner loop, Hoffman et al. 2013). `algorithms.inner` for a loop that ends
+        when the bound stops rising, or starts anew every time.
 
     Raises:
       ValueError: if local_steps is below 1, or above it without a table to take them in.
@@ -60,14 +63,16 @@ def descent(
     like = jax.eval_shape(estimator.init_params, jax.random.key(0))
     table_like, rest_like = split(estimator.is_table(like), like)
     tables = bool(jax.tree.leaves(table_like))
-    if not isinstance(local_steps, int) or local_steps < 1 or (local_steps > 1 and not tables):
+    local = local_steps if isinstance(local_steps, Inner) else inner(local_steps)
+    if not tables and local != inner(1):
         raise ValueError(
-            f"descent: local_steps={local_steps!r} must be an int of at least 1, and 1 without a "
-            "table of phi_i (guides.per_datapoint), whose rows alone take local steps."
+            f"descent: local_steps={local_steps!r} without a table of phi_i "
+            "(guides.per_datapoint), whose rows alone take local steps. An encoder's answer is "
+            "refined by guides.semi_amortized."
         )
     dense = optax.with_extra_args_support(optimizer)
     settings = [_kind(optimizer, rest_like)]
-    settings += [f"rows={by_row.name}", f"local_steps={local_steps}"] if tables else []
+    settings += [f"rows={by_row.name}", described(local)] if tables else []
 
     def init(key: Key, params: Params) -> DescentState:
         table, rest = split(estimator.is_table(params), params)
@@ -83,7 +88,8 @@ def descent(
         if isinstance(state.packed, tuple):
             return state.params
         table, row_state = unpack(state.packed)
-        table, _ = by_row.catch_up(table, row_state, state.clock)
+        if local.restart is None:
+            table, _ = by_row.catch_up(table, row_state, state.clock)
         return join(table, state.params)
 
     def inspect(key: Key, state: DescentState, batch: Batch) -> dict[str, PyTree]:
@@ -93,7 +99,7 @@ def descent(
     return Algorithm(
         name=f"descent({', '.join(settings)})",
         init=init,
-        step=_rows_step(estimator, dense, by_row, local_steps)
+        step=_rows_step(estimator, dense, by_row, local)
         if tables
         else _dense_step(estimator, dense),
         params=params,
@@ -127,24 +133,35 @@ def _rows_step(
     estimator: Estimator,
     optimizer: optax.GradientTransformationExtraArgs,
     by_row: RowOptimizer,
-    local_steps: int,
+    local: Inner,
 ):
     """A step on the rows of a batch and everything that is in no table: O(B), whatever N."""
+
+    def restarted(rest: Params, packed: Packed, batch: Batch) -> Packed:
+        """The batch's rows where `local.restart` puts them, their optimiser's state anew."""
+        assert local.restart is not None
+        left, _ = unpack(packed)
+        params = join(left, rest)
+        lam = jax.vmap(local.restart, (None, 0))(rest.theta, batch.x)
+        params = params._replace(phi=params.phi | {"z": lam})
+        own, _ = split(estimator.is_table(params), params)
+        same_shapes(own.phi, left.phi, "what inner(restart=...) returns, over a batch,")
+        return pack((own, by_row.init(own)))
 
     def step(
         key: Key, state: DescentState, batch: Batch, *, recorded: bool = True
     ) -> tuple[DescentState, Info]:
         factor = scale(estimator.num_data, batch)
 
-        def look(number: Array | int, packed: Packed, rest: Params) -> tuple[Any, ...]:
+        def look(number: Array, packed: Packed, rest: Params) -> tuple[Any, ...]:
             """The estimate at caught-up rows and how the rows are updated by it."""
-            clock = state.clock + number
+            clock = number + (state.clock if local.restart is None else 0)
             own, own_state = unpack(packed)
             own, own_state = by_row.catch_up(own, own_state, clock)
             params = join(own, rest)
             is_table = estimator.is_table(params)
             view = params._replace(phi=Rows(params.phi))
-            noise = key if local_steps == 1 else jax.random.fold_in(key, number)
+            noise = key if local.steps == 1 else jax.random.fold_in(key, number)
             seen, after = estimator.estimate(noise, view, state.estimator, batch)
             grads = seen.grads._replace(phi=stored(seen.grads.phi))
             row_grads, grads = split(is_table, grads)
@@ -153,12 +170,13 @@ def _rows_step(
             return seen, after, grads, pack(own)
 
         before = state.packed.replace(words=state.packed.words[batch.index])
-        rows = before
-        if local_steps > 1:
-            rows = jax.lax.fori_loop(
-                0, local_steps - 1, lambda j, packed: look(j, packed, state.params)[3], rows
-            )
-        last, moved = local_steps - 1, rows
+        start = before if local.restart is None else restarted(state.params, before, batch)
+
+        def climbing(number: Array, packed: Packed) -> tuple[Scalar, Packed]:
+            seen, _, _, packed = look(number, packed, state.params)
+            return -seen.loss / estimator.num_data, packed
+
+        last, moved = climb(climbing, start, local)
         seen, after, grads, rows = look(last, moved, state.params)
 
         def estimate(rest: Params) -> tuple[Estimate, PyTree]:
@@ -173,7 +191,7 @@ def _rows_step(
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), kept, former)
         params, opt_state, after, words = kept
         packed = state.packed.replace(words=state.packed.words.at[batch.index].set(words))
-        clock = state.clock + jnp.where(finite, local_steps, 0)
+        clock = state.clock + jnp.where(finite, last + 1, 0)
         return DescentState(params, opt_state, packed, after, clock), Info(seen.loss, finite)
 
     return step
