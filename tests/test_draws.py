@@ -10,7 +10,7 @@ import pytest
 from checks import assert_close
 
 import vijax as vj
-from vijax import families, guides, models, rules
+from vijax import densities, families, guides, models, rules
 
 N, D = 6, 2
 NORMAL = models.conjugate_normal(D, noise_scale=0.8)
@@ -153,13 +153,11 @@ def test_refinement_reaches_the_best_of_the_family_and_starts_at_the_encoder():
     assert np.all(bounds["plain"] < exact - 0.1)
 
 
-def test_the_gradient_through_the_steps_is_that_of_finite_differences(x64):
-    guide = guides.semi_amortized(
-        guides.amortized(families.diag_normal(D), encoder()), 2, 0.05, rule=rules.pathwise()
-    )
-    stopped = guides.semi_amortized(
-        guides.amortized(families.diag_normal(D), encoder()), 2, 0.05, through=False
-    )
+@pytest.mark.parametrize("rate", [0.05, optax.adam(0.05, eps_root=1e-8)], ids=["sgd", "adam"])
+def test_the_gradient_through_the_steps_is_that_of_finite_differences(rate, x64):
+    plain = guides.amortized(families.diag_normal(D), encoder())
+    guide = guides.semi_amortized(plain, 2, rate, rule=rules.pathwise())
+    stopped = guides.semi_amortized(plain, 2, rate, through=False)
     batch = vj.Batch(jnp.asarray(X), jnp.arange(N))
     grads = {}
     for name, one in (("through", guide), ("stopped", stopped)):
@@ -177,6 +175,41 @@ def test_the_gradient_through_the_steps_is_that_of_finite_differences(x64):
     slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
     np.testing.assert_allclose(jnp.vdot(grads["through"], direction), slope, rtol=1e-6)
     assert abs(jnp.vdot(grads["stopped"], direction) / slope - 1.0) > 1e-3
+
+
+def test_a_rate_is_plain_ascent_and_clipped_steps_survive_where_it_does_not():
+    """A log-joint 400 times as steep: ascent at the same rate diverges, Adam ends at its mean."""
+    plain = guides.amortized(families.diag_normal(D), encoder())
+    params = params_of(plain)
+    adam = optax.adam(optax.cosine_decay_schedule(0.1, 300), b2=0.9)
+    by_rate, by_optax, *steep = (
+        guides.semi_amortized(plain, steps, rate, rule=rule, through=False)
+        for steps, rate, rule in (
+            (3, 0.05, rules.pathwise()),
+            (3, optax.sgd(0.05), rules.pathwise()),
+            (300, 0.05, rules.doubly_reparameterized()),
+            (300, adam, rules.doubly_reparameterized()),
+        )
+    )
+
+    def located(guide, sharpness):
+        def log_joint(theta, z, x):
+            return sharpness * jnp.sum(densities.standard_normal(x - z))
+
+        model = vj.models.latent_model(lambda key: (), log_joint)
+
+        def body(key, q, f, x):
+            return q.lam["loc"]
+
+        def integrand(x):
+            return lambda s: model.log_local((), None, s.z, x) - s.log_q
+
+        return guides.over_data(guide, params.phi, KEY, WHOLE, integrand, body)
+
+    np.testing.assert_array_equal(located(by_rate, 1.0), located(by_optax, 1.0))
+    lost, found = (located(guide, 400.0) for guide in steep)
+    assert not np.all(np.abs(lost - WHOLE.x) < 1.0)
+    np.testing.assert_allclose(found, WHOLE.x, atol=0.05)
 
 
 @pytest.mark.parametrize("name", GUIDES)

@@ -12,6 +12,7 @@ SCRIPTS = {
     "experiments.compare",
     "experiments.gradient_variance",
     "experiments.sbn",
+    "experiments.stochastic_vi",
     "experiments.vae",
 }
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from vijax.inference import Guide
 from vijax.objectives import elbo
@@ -12,7 +13,7 @@ from vijax.types import Array, Integrand, Key, PyTree, Q, Rule, Setting
 def semi_amortized(
     guide: Guide,
     steps: int,
-    rate: float,
+    rate: float | optax.GradientTransformation,
     *,
     through: bool = True,
     rule: Rule | None = None,
@@ -25,7 +26,9 @@ def semi_amortized(
 
     Args:
       steps: of gradient ascent in lam; 0 is the guide itself.
-      rate: of the steps.
+      rate: of plain steps; or the optax optimiser that makes them, begun anew for every datum:
+        clipped or Adam's steps survive where the log-joint is steep. Through Adam's steps give
+        `optax.adam(rate, eps_root=1e-8)`: the root has no derivative at a gradient of zero.
       through: is the gradient taken through the steps (second derivatives of the log-joint; for
         inner rules that stop nothing, as `pathwise`)? If not, phi gets the gradient at the refined
         lam as if the steps were a constant shift.
@@ -35,12 +38,13 @@ def semi_amortized(
     Raises:
       ValueError: if there is no local latent, or the rule would be wrong for its family.
     """
-    if "z" not in guide.families or steps < 0 or not rate > 0.0:
+    if "z" not in guide.families or steps < 0 or (isinstance(rate, int | float) and not rate > 0.0):
         raise ValueError(
             f"semi_amortized(steps={steps}, rate={rate}): it takes a guide with a local latent z, "
             "at least 0 steps and a positive rate."
         )
     family, inner = guide.families["z"], pathwise() if rule is None else rule
+    optimizer = optax.sgd(rate) if isinstance(rate, int | float) else rate
     inner.check(family, elbo, num_samples, None)
     if through and steps and not inner.requires.twice:
         raise ValueError(
@@ -58,15 +62,19 @@ def semi_amortized(
     def refine(key: Key, lam: PyTree, integrand: Integrand) -> PyTree:
         start = guide.refine(key, lam, integrand)
 
-        def bound(lam: PyTree, key: Key) -> Array:
+        def loss(lam: PyTree, key: Key) -> Array:
             setting = Setting(elbo, num_samples)
-            return inner.surrogate(key, Q(family, lam), integrand, setting)[0]
+            return -inner.surrogate(key, Q(family, lam), integrand, setting)[0]
 
-        def ascend(lam: PyTree, number: Array) -> tuple[PyTree, None]:
-            slope = jax.grad(bound)(lam, jax.random.fold_in(key, number))
-            return jax.tree.map(lambda leaf, g: leaf + rate * g, lam, slope), None
+        def step(
+            moving: tuple[PyTree, PyTree], number: Array
+        ) -> tuple[tuple[PyTree, PyTree], None]:
+            lam, state = moving
+            slope = jax.grad(loss)(lam, jax.random.fold_in(key, number))
+            update, state = optimizer.update(slope, state, lam)
+            return (optax.apply_updates(lam, update), state), None
 
-        refined, _ = jax.lax.scan(ascend, start, jnp.arange(steps))
+        (refined, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jnp.arange(steps))
         if through:
             return refined
         return jax.tree.map(lambda a, b: a + jax.lax.stop_gradient(b - a), start, refined)
