@@ -66,6 +66,16 @@ def test_three_compilations_to_the_first_step_and_none_for_the_next_fit(compilat
     assert compilations == []
 
 
+def test_tables_and_data_on_the_host_compile_nothing_for_the_next_fit(compilations):
+    algorithm = vj.descent(LOCAL, ADAM, rows=rowwise.on_host(rowwise.adam(0.05)))
+    settings = {"batch_size": 3, "chunk_size": 4}
+    for steps in (13, 6):
+        compilations.clear()
+        result = vj.fit(KEY, algorithm, TABLE, vj.on_host(DATA), num_steps=steps, **settings)
+        assert result.params.phi["z"]["loc"].shape == DATA.shape
+    assert compilations == []
+
+
 def test_the_count_catches_a_new_optimizer(compilations):
     vj.fit(KEY, vj.descent(GLOBAL, optax.adam(0.05)), START, DATA, num_steps=5)
     compilations.clear()
@@ -257,9 +267,10 @@ def test_an_iterator_of_batches_gives_the_result_of_the_same_rows():
         outside.params,
         inside.params,
     )
-    ragged = iter([whole, jax.tree.map(lambda leaf: leaf[:3], whole)])
-    with pytest.raises(ValueError, match="different shapes"):
+    ragged = iter([whole, whole._replace(x=whole.x[:, :1])])
+    with pytest.raises(vj.BatchError, match="different shapes") as error:
         vj.fit(KEY, SHARED, START, ragged, num_steps=2)
+    assert error.value.result.num_steps == 1
 
 
 @pytest.mark.parametrize(

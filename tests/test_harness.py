@@ -345,6 +345,7 @@ WRONG = {
     "experiments.compare": ("--results_dir=r", "0 folders given"),
     "experiments.benchmarks.bayes": ("--only=nothing", "no workload"),
     "experiments.benchmarks.phi_tables": ("--only=nothing", "no workload"),
+    "experiments.benchmarks.refinement": ("--only=nothing", "no workload"),
     "experiments.benchmarks.rules": ("--pairs=0", "--pairs=0 must be at least 1"),
     "experiments.benchmarks.vae": ("--only=nothing", "no workload"),
 }

@@ -28,8 +28,20 @@ from vijax import (
 from vijax.algorithms import descent, rowwise
 from vijax.draws import draws
 from vijax.estimators import estimator, estimator_from, in_lam, sleep, split
+from vijax.host import on_host
 from vijax.inference import Algorithm, Draws, Estimate, Estimator, Guide, Info, Model, Prior
-from vijax.optimize import FitResult, NonFiniteError, Progress, fit, restore, save
+from vijax.optimize import (
+    BatchError,
+    Checkpoint,
+    FitResult,
+    NonFiniteError,
+    Progress,
+    Replay,
+    Stateful,
+    fit,
+    restore,
+    save,
+)
 from vijax.rules import StepWarning, expect
 from vijax.types import (
     Aux,
@@ -44,12 +56,14 @@ from vijax.types import (
     Setting,
 )
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "Algorithm",
     "Aux",
     "Batch",
+    "BatchError",
+    "Checkpoint",
     "Draws",
     "Estimate",
     "Estimator",
@@ -64,10 +78,12 @@ __all__ = [
     "Prior",
     "Progress",
     "Q",
+    "Replay",
     "Requirements",
     "Rule",
     "Sample",
     "Setting",
+    "Stateful",
     "StepWarning",
     "algorithms",
     "baselines",
@@ -88,6 +104,7 @@ __all__ = [
     "networks",
     "noise",
     "objectives",
+    "on_host",
     "path_weights",
     "restore",
     "rows",

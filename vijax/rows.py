@@ -6,13 +6,18 @@ lies side by side as words of 32 bits: a step reads and writes one contiguous st
 datum, whatever the number of leaves.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 
+from vijax.host import Place, by_blocks, table_at
 from vijax.types import Array, Batch, PyTree, Scalar
 
 
@@ -65,6 +70,20 @@ def join(first: PyTree, second: PyTree) -> PyTree:
     )
 
 
+def check_tables(tables: PyTree, num_data: int) -> None:
+    """Refuse tables of another size than the data, whose rows would be other data's.
+
+    Raises:
+      ValueError: if a leaf has not num_data rows.
+    """
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tables)}
+    if sizes - {num_data}:
+        raise ValueError(
+            f"params.phi has tables of {sorted(sizes)} rows, but the guide was built for "
+            f"num_data={num_data}: make them by estimator.init_params(key)."
+        )
+
+
 def gather(mask: PyTree, tree: PyTree, index: Array) -> PyTree:
     """The tree with rows `index` [B] of every leaf [N, ...] that `mask` says is a table."""
     return jax.tree.map(lambda is_table, leaf: leaf[index] if is_table else leaf, mask, tree)
@@ -92,10 +111,18 @@ class Layout(NamedTuple):
 
 @struct.dataclass
 class Packed:
-    """A tree of leaves [N, ...] as words [N, W], and how to take it apart again."""
+    """A tree of leaves [N, ...] as words [N, W], and how to take it apart again.
 
-    words: Array
+    Attributes:
+      words: numpy's, of a table that is not on the device.
+      ids: [M] which rows of the table `words` [M, W] holds, ascending; None: all.
+      place: where the table lives if it is not on the device; its rows come and go by chunks.
+    """
+
+    words: Any
     layout: Layout = struct.field(pytree_node=False)
+    ids: Array | None = None
+    place: Place | None = struct.field(pytree_node=False, default=None)
 
 
 def pack(tree: PyTree) -> Packed:
@@ -108,6 +135,60 @@ def pack(tree: PyTree) -> Packed:
     )
     words = [_words(leaf.reshape(leaf.shape[0], -1)) for leaf in leaves]
     return Packed(jnp.concatenate(words, axis=1), layout)
+
+
+def pack_at(make: Callable[[PyTree], PyTree], tables: PyTree, place: Place | None) -> Packed:
+    """`pack(make(tables))`, for a `make` that treats every row alone, in that place (None: on the
+    device), by blocks of rows if it is on the host. Traced, it has the shapes alone.
+    """
+
+    def packed(tables: PyTree) -> Packed:
+        return dataclasses.replace(pack(make(tables)), place=place)
+
+    if place is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tables)):
+        return packed(tables)
+    like = jax.eval_shape(packed, tables)
+    made = functools.partial(_words_of, make=make)
+    return dataclasses.replace(
+        like,
+        words=table_at(place, like.words.shape, lambda words: by_blocks(made, tables, out=words)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="make")
+def _words_of(tables: PyTree, *, make: Callable[[PyTree], PyTree]) -> Array:
+    return pack(make(tables)).words
+
+
+def unpack_at(make: Callable[..., PyTree], packed: Packed, *args: Any) -> PyTree:
+    """`make(packed, *args)`, of all rows: by blocks, and as numpy leaves, of a table on the host.
+
+    Raises:
+      ValueError: if only some of the rows are there, in the midst of a chunk.
+    """
+    if packed.ids is not None:
+        raise ValueError(
+            "params: of a table on the host, only the rows of some batches are on the device while "
+            "steps run, so nothing there can be made of all parameters, such as their average. "
+            "Leave averaging out, or rowwise.on_host."
+        )
+    if isinstance(packed.words, np.ndarray):
+        return by_blocks(jax.jit(make), packed, *args)
+    return make(packed, *args)
+
+
+def take(packed: Packed, index: Array) -> Packed:
+    """Those rows of the table alone, words [B, W]."""
+    return Packed(packed.words[_slots(packed, index)], packed.layout)
+
+
+def put(packed: Packed, index: Array, words: Array) -> Packed:
+    """The table with the words [B, W] of those rows replaced."""
+    return dataclasses.replace(packed, words=packed.words.at[_slots(packed, index)].set(words))
+
+
+def _slots(packed: Packed, index: Array) -> Array:
+    return index if packed.ids is None else jnp.searchsorted(packed.ids, index)
 
 
 def unpack(packed: Packed) -> PyTree:

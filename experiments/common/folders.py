@@ -67,7 +67,7 @@ def config_hash(config: Any) -> str:
     """Eight hexadecimal digits of the settings; where results and data lie on this disk is no part
     of them.
     """
-    places = ("results_dir", "data_dir")
+    places = ("results_dir", "data_dir", "resume")
     settings = {
         name: value for name, value in dataclasses.asdict(config).items() if name not in places
     }

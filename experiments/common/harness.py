@@ -17,6 +17,12 @@ with `status`: "running", "finished", "interrupted" or "failed" (then `error` sa
 traceback.txt where); summary.txt begins with UNFINISHED unless the run is finished. `report` must
 do with every outcome that is yielded; figures are drawn at the end only, or by --replot.
 
+**Going on.** A script whose Config has the field `resume` and which gives every long fit a
+`checkpoint=harness.checkpoint(NAME)` takes `--resume FOLDER`: the settings are those of the folder,
+`run` begins anew, fits that had ended are read, the one that was cut goes on where its last
+checkpoint is, and what is quickly measured is measured again: the same numbers as of a run that
+nothing ended. The checkpoints lie in FOLDER/checkpoints until the run is finished.
+
 **Signals.** SIGINT and SIGTERM are the same. Inside `vijax.fit` the first one ends the loop between
 two chunks: the result says `interrupted`, `run` yields what it has and returns without beginning
 anything new (or finishes what is short, as a score), figures are drawn, the run is marked. Anywhere
@@ -25,6 +31,7 @@ else, and at a second signal, KeyboardInterrupt ends `run` where it stands.
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -50,6 +57,7 @@ from experiments.common.folders import (
     write,
     write_json,
 )
+from experiments.common.resuming import begun, checkpoint, checkpoints_in, steps_ahead, unfinished
 from experiments.common.settings import at_least, parse
 from vijax.optimize.interrupt import Request, interruptible
 
@@ -57,6 +65,7 @@ __all__ = [
     "Interrupted",
     "Outcome",
     "at_least",
+    "checkpoint",
     "config_hash",
     "console",
     "execute",
@@ -66,6 +75,7 @@ __all__ = [
     "read",
     "read_params",
     "read_tables",
+    "steps_ahead",
     "stoppable",
     "write_json",
 ]
@@ -90,26 +100,34 @@ def execute(
     summary and figures. Returns it.
 
     The config's field `results_dir` says where: the folder is results_dir/NAME/<UTC>-<hash of the
-    config>.
+    config>. If it has a field `resume` that is not None, that folder is gone on with.
 
     Raises:
       Interrupted: if a signal ended the run; the folder has what there was.
+      ValueError: if the folder to be resumed is finished.
     """
-    folder, started = new_folder(name, config), time.perf_counter()
-    write_json(folder / "config.json", dataclasses.asdict(config))
+    resume = getattr(config, "resume", None)
+    if resume is None:
+        folder = new_folder(name, config)
+        write_json(folder / "config.json", dataclasses.asdict(config))
+    else:
+        folder = unfinished(Path(resume))
+        (folder / "traceback.txt").unlink(missing_ok=True)
+    former, started = begun(folder), time.perf_counter()
     surroundings = environment()
     kept: list[tuple[Outcome, str]] = []
 
     def keep(status: str, why: str = "") -> None:
         """Write what there is."""
-        seconds = round(time.perf_counter() - started, 2)
-        outcome, summary = kept[-1] if kept else (None, "There is no result.")
+        seconds = round(former.seconds + time.perf_counter() - started, 2)
+        outcome, summary = kept[-1] if kept else (None, former.summary)
         if status != "finished":
             summary = f"UNFINISHED ({status} after {seconds} s) {why}\n{summary}"
-        write(folder, outcome, {"status": status} | ({"error": why} if why else {}), summary)
+        state = {"status": status} | ({"error": why} if why else {})
+        write(folder, outcome, state if kept else state | former.metrics, summary)
         write_json(folder / "environment.json", surroundings | {"seconds": seconds})
 
-    with stoppable() as stop:
+    with stoppable() as stop, checkpoints_in(folder / "checkpoints"):
         try:
             keep("running")
             for outcome in _outcomes(run(config)):
@@ -123,6 +141,8 @@ def execute(
             print(kept[-1][1])
             figures = plot(folder)
             keep(status)
+            if status == "finished":
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         except BaseException as error:
             stop.closed = True
             stopped = isinstance(error, KeyboardInterrupt)

@@ -7,9 +7,12 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+
+from experiments.common.resuming import stored_settings
 
 C = TypeVar("C")
 DEBUG = "--debug shows the traceback of an error."
@@ -25,6 +28,7 @@ def parse(
 ) -> C:
     """A `Config` from the command line: `--num_samples 5`, `--num-samples=5`, `--smoke`,
     `--smoke=true`, `--widths=200,100`. Whatever is given wins over presets and over the short run.
+    `--resume FOLDER`, of a Config with that field, takes the settings of that folder, and no other.
 
     Args:
       config_type: a frozen dataclass; the comment of a field is its help.
@@ -48,11 +52,39 @@ def parse(
     defaults = {field.name: field.default for field in dataclasses.fields(make)}
     plain = [part for arg in given for part in _spell(arg, defaults)]
     config: Any = _in_one_line(config_type, f"{description}\n\n{DEBUG}", plain, base)
+    if getattr(config, "resume", None) is not None:
+        return _resumed(config, defaults)
     if smoke is None or not config.smoke:
         return config
     named = {_field(arg.partition("=")[0]) for arg in given} & set(defaults)
     short: Any = smoke(config)
     return dataclasses.replace(short, **{name: getattr(config, name) for name in named})
+
+
+def _resumed(config: Any, defaults: Mapping[str, Any]) -> Any:
+    """The settings of the folder that is to be gone on with.
+
+    Raises:
+      ValueError: if others are given beside it, or it is of another script or version.
+    """
+    changed = [
+        f"--{name}"
+        for name, value in dataclasses.asdict(config).items()
+        if name != "resume" and value != defaults[name]
+    ]
+    stored = stored_settings(Path(config.resume))
+    if changed:
+        raise ValueError(
+            f"--resume takes all settings from {config.resume}/config.json: leave out "
+            f"{', '.join(changed)}, or begin a new run."
+        )
+    if stored.keys() != defaults.keys():
+        odd = sorted(stored.keys() ^ defaults.keys())
+        raise ValueError(
+            f"--resume {config.resume}: that is a run of another script or version; only one of "
+            f"the two has the settings {', '.join(odd[:6])}."
+        )
+    return type(config)(**(stored | {"resume": config.resume}))
 
 
 def at_least(config: Any, **least: float) -> None:

@@ -60,6 +60,8 @@ class Config:
     preset: Literal["none", "published"] = "none"
     smoke: bool = False  # a few seconds' run that shows that everything works
     results_dir: str = "results"
+    # Go on with this unfinished results folder, under its settings
+    resume: str | None = None
     # Draw the figures of this earlier results folder again, and nothing else
     replot: str | None = None
 
@@ -90,7 +92,8 @@ def run(config: Config) -> Iterator[Outcome]:
             reference = []
             for name in config.rules:
                 one = None
-                for trained in training(train_key, config, job, name, bar):
+                kept = harness.checkpoint(f"{name}_seed_{seed}")
+                for trained in training(train_key, config, job, name, bar, kept):
                     one = begun(name, seed, trained)
                     yield outcome(config, job, [*found, one])
                 assert one is not None

@@ -2,9 +2,10 @@
 bounds.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,46 +126,95 @@ def train(key: Key, config: "Config", job: Job, name: str, bar: tqdm) -> Trained
     return last
 
 
-def training(key: Key, config: "Config", job: Job, name: str, bar: tqdm) -> Iterator[Trained]:
+@dataclasses.dataclass
+class Watch:
+    """The callback of the fit: remembers where it was at every checkpoint. It is kept with the run.
+
+    Attributes:
+      every: steps between checkpoints.
+      path: the initial one first.
+      at: steps taken at each.
+      per_step: seconds, of the part before each but the first.
+      mark: when, and at which step, the present part began in this process.
+    """
+
+    every: int
+    path: list[Checkpoint]
+    at: list[int] = dataclasses.field(default_factory=lambda: [0])
+    per_step: list[float] = dataclasses.field(default_factory=list)
+    mark: tuple[float, int] = (0.0, 0)
+
+    def __call__(self, seen: vj.Progress) -> None:
+        """Between two chunks."""
+        if seen.step % self.every == 0:
+            self.add(seen.result)
+
+    def add(self, result: vj.FitResult) -> None:
+        """Here is a checkpoint."""
+        began, step = self.mark
+        self.per_step.append((time.perf_counter() - began) / max(1, result.num_steps - step))
+        self.path.append(Checkpoint(result.params, result.state.estimator))
+        self.at.append(result.num_steps)
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything, of checkpoints their leaves."""
+        leaves = [jax.device_get(jax.tree.leaves(one)) for one in self.path]
+        return {"path": leaves, "at": self.at, "per_step": self.per_step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As it was then."""
+        tree = jax.tree.structure(self.path[0])
+        self.path = [jax.tree.unflatten(tree, jax.device_put(one)) for one in state["path"]]
+        self.at, self.per_step = state["at"], state["per_step"]
+
+
+def training(
+    key: Key, config: "Config", job: Job, name: str, bar: tqdm, kept: vj.Checkpoint | None = None
+) -> Iterator[Trained]:
     """One rule from the common starting point, as far as it is at each checkpoint, or where a
     signal ends it; theta, phi and the minibatches are the same function of the seed for all.
+
+    Args:
+      kept: from where it goes on.
     """
     est, every = job.estimators[name], steps_per_chunk(config)
     init_key, fit_key = jax.random.split(key)
     common = next(iter(job.estimators.values())).init_params(init_key)
     params = est.init_params(init_key)._replace(theta=common.theta, phi=common.phi)
-    path, at, per_step = [Checkpoint(params, est.init(init_key, params))], [0], []
-    result = None
-    for _ in range(CHECKPOINTS - 1):
-        mark = time.perf_counter()
+    watch = Watch(every, [Checkpoint(params, est.init(init_key, params))])
+    result, shown = None, 0
+    while result is None or not (result.num_steps == config.num_steps or result.interrupted):
+        begun = kept.step if result is None and kept is not None else watch.at[-1]
+        watch.mark = time.perf_counter(), begun
         result = vj.fit(
             fit_key,
             job.algorithms[name],
             params,
             job.train_x,
-            num_steps=every,
+            num_steps=harness.steps_ahead(kept, result, every, config.num_steps),
             batch_size=config.batch_size,
             record_every=RECORD_EVERY,
+            callbacks=[watch],
             resume=result,
+            checkpoint=kept,
         )
-        per_step.append((time.perf_counter() - mark) / (result.num_steps - at[-1]))
-        at.append(result.num_steps)
-        path.append(Checkpoint(result.params, result.state.estimator))
+        if watch.at[-1] != result.num_steps:  # a signal came between two checkpoints
+            watch.add(result)
+        per_step = watch.per_step
         usual = float(np.median(per_step[1:] or per_step))  # the first part compiles
         curve = -result.history.loss / len(job.train_x)
-        bar.update(1)
+        bar.update(len(watch.per_step) - shown)
+        shown = len(watch.per_step)
         bar.set_postfix_str(f"{name}: ELBO {curve[-1]:.2f} nats/image")
         yield Trained(
             step=result.history.step,
             curve=curve,
-            path=list(path),
-            at=np.array(at),
-            seconds=np.cumsum(np.diff(at, prepend=0) * [0.0, usual, *per_step[1:]]),
+            path=list(watch.path),
+            at=np.array(watch.at),
+            seconds=np.cumsum(np.diff(watch.at, prepend=0) * [0.0, usual, *per_step[1:]]),
             microseconds=1e6 * usual,
             interrupted=result.interrupted,
         )
-        if result.interrupted:
-            return
 
 
 def variances(

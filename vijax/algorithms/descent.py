@@ -13,7 +13,21 @@ from vijax.algorithms.inner import Inner, climb, described, inner
 from vijax.algorithms.rowwise import RowOptimizer, lazy
 from vijax.finite import all_finite
 from vijax.inference import Algorithm, Estimate, Estimator, Info
-from vijax.rows import Packed, Rows, join, pack, scale, split, stored, unpack
+from vijax.rows import (
+    Packed,
+    Rows,
+    check_tables,
+    join,
+    pack,
+    pack_at,
+    put,
+    scale,
+    split,
+    stored,
+    take,
+    unpack,
+    unpack_at,
+)
 from vijax.shapes import same_shapes
 from vijax.types import Array, Batch, Key, Params, PyTree, Scalar
 
@@ -74,12 +88,21 @@ def descent(
     settings = [_kind(optimizer, rest_like)]
     settings += [f"rows={by_row.name}", described(local)] if tables else []
 
+    def made(table: PyTree) -> PyTree:
+        return table, by_row.init(table)
+
+    def current(packed: Packed, clock: Array) -> PyTree:
+        """The tables, brought to the clock."""
+        table, row_state = unpack(packed)
+        return table if local.restart is not None else by_row.catch_up(table, row_state, clock)[0]
+
     def init(key: Key, params: Params) -> DescentState:
         table, rest = split(estimator.is_table(params), params)
+        check_tables(table, estimator.num_data)
         return DescentState(
             params=rest,
             opt_state=optimizer.init(rest),
-            packed=pack((table, by_row.init(table))) if tables else (),
+            packed=pack_at(made, table, by_row.place) if tables else (),
             estimator=estimator.init(key, params),
             clock=jnp.zeros((), jnp.int32),
         )
@@ -87,14 +110,13 @@ def descent(
     def params(state: DescentState) -> Params:
         if isinstance(state.packed, tuple):
             return state.params
-        table, row_state = unpack(state.packed)
-        if local.restart is None:
-            table, _ = by_row.catch_up(table, row_state, state.clock)
-        return join(table, state.params)
+        return join(unpack_at(current, state.packed, state.clock), state.params)
 
     def inspect(key: Key, state: DescentState, batch: Batch) -> dict[str, PyTree]:
-        seen, _ = estimator.estimate(key, params(state), state.estimator, batch)
-        return {"loss": seen.loss, "grads": seen.grads}
+        view = params(state._replace(packed=take(state.packed, batch.index) if tables else ()))
+        view = view._replace(phi=Rows(view.phi)) if tables else view
+        seen, _ = estimator.estimate(key, view, state.estimator, batch)
+        return {"loss": seen.loss, "grads": seen.grads._replace(phi=stored(seen.grads.phi))}
 
     return Algorithm(
         name=f"descent({', '.join(settings)})",
@@ -169,7 +191,7 @@ def _rows_step(
             own = by_row.update(row_grads, own_state, own, clock, factor)
             return seen, after, grads, pack(own)
 
-        before = state.packed.replace(words=state.packed.words[batch.index])
+        before = take(state.packed, batch.index)
         start = before if local.restart is None else restarted(state.params, before, batch)
 
         def climbing(number: Array, packed: Packed) -> tuple[Scalar, Packed]:
@@ -190,7 +212,7 @@ def _rows_step(
         former = (state.params, state.opt_state, state.estimator, before.words)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), kept, former)
         params, opt_state, after, words = kept
-        packed = state.packed.replace(words=state.packed.words.at[batch.index].set(words))
+        packed = put(state.packed, batch.index, words)
         clock = state.clock + jnp.where(finite, last + 1, 0)
         return DescentState(params, opt_state, packed, after, clock), Info(seen.loss, finite)
 

@@ -7,6 +7,7 @@ what an idle row missed is applied in closed form when it is next touched.
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vijax.host import Place
 from vijax.types import Array, PyTree
 
 
@@ -27,12 +29,42 @@ class RowOptimizer(NamedTuple):
       catch_up: (rows, their state, clock) -> both, brought to clock.
       update: (grads, state, rows, clock, scale) -> (rows, state). `grads` are those of each datum's
         own loss; `scale` is N / B, by which they stand in the loss of the whole data set.
+      place: where table and state live if not on the device, see `on_host`.
     """
 
     name: str
     init: Callable[[PyTree], PyTree]
     catch_up: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
     update: Callable[[PyTree, PyTree, PyTree, Array, float], tuple[PyTree, PyTree]]
+    place: Place | None = None
+
+
+def on_host(rows: RowOptimizer, path: str | os.PathLike[str] | None = None) -> RowOptimizer:
+    """The same updates of a table that is larger than the device's memory: its rows and their
+    optimiser state stay in host memory, those of the batches of a chunk of steps alone go to the
+    device and back. The numbers are those of a table on the device.
+
+    `params` of a result then have numpy leaves as tables; making them passes over all rows.
+    Initial ones may be numpy's too (`np.broadcast_to` of one row takes no memory), or made on the
+    host: `with jax.default_device(jax.devices("cpu")[0]): estimator.init_params(key)`.
+
+    Args:
+      rows: `rowwise.adam(rate)` or `rowwise.lazy(optimizer)`.
+      path: a file to keep the table in, memory-mapped, that the run makes and works in: it holds
+        the newest state alone, so a result is current until the run goes on, and a process that is
+        killed leaves a file that only a saved result mends. None: in memory.
+
+    Raises:
+      TypeError: if rows is no row optimiser.
+      ValueError: by `fit`, if the file exists, unless a result is resumed in its own; with batches
+        of the whole data set, or with `averaging`, which would move every row at every step.
+    """
+    if not isinstance(rows, RowOptimizer):
+        raise TypeError(
+            f"rowwise.on_host({rows!r}): give a row optimiser, as in rowwise.on_host("
+            "rowwise.adam(0.05))."
+        )
+    return rows._replace(place=Place(None if path is None else os.path.abspath(path)))
 
 
 # Equal arguments give the same object, which compiled programs are looked up by

@@ -141,13 +141,7 @@ def _check_tables(guide: Guide, phi: PyTree) -> None:
     """Refuse tables of another size than the guide's, whose rows would be other data's."""
     if guide.num_data is None or isinstance(phi, rows.Rows | rows.Lam):
         return
-    tables, _ = rows.split(guide.is_table(phi), phi)
-    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tables)}
-    if sizes != {guide.num_data}:
-        raise ValueError(
-            f"params.phi has tables of {sorted(sizes)} rows, but the guide was built for "
-            f"num_data={guide.num_data}: make them by estimator.init_params(key)."
-        )
+    rows.check_tables(rows.split(guide.is_table(phi), phi)[0], guide.num_data)
 
 
 def _no_tables(params: Params) -> Params:

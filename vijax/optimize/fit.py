@@ -2,6 +2,7 @@
 numbers that are not finite.
 """
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from vijax.algorithms import Averaging, averaged
+from vijax.host import stays
 from vijax.inference import Algorithm
-from vijax.optimize.diagnose import diagnose
+from vijax.optimize.batches import source, steps_at_once
+from vijax.optimize.chunk import run_checked
+from vijax.optimize.feed import Chunk, Feed
 from vijax.optimize.interrupt import interruptible
-from vijax.optimize.loop import UNSEEN, Carry, Program, fresh_copy, run_chunk, start
-from vijax.optimize.minibatch import Visited, next_batches, visit, warn_of_unvisited
-from vijax.optimize.results import FitResult, History, NonFiniteError, Progress
+from vijax.optimize.iterators import Visited, visit, warn_of_unvisited
+from vijax.optimize.keeping import Checkpoint, begun, keeper
+from vijax.optimize.loop import Program
+from vijax.optimize.results import BatchError, FitResult, History, Progress
+from vijax.optimize.settings import check_hooks, check_settings
+from vijax.optimize.tables import begin, copied, on_host
 from vijax.shapes import check_data
 from vijax.types import Batch, Key, Params, PyTree
 
@@ -41,6 +48,7 @@ def fit(
     progress: bool = False,
     callbacks: Sequence[Callable[[Progress], Any]] = (),
     resume: FitResult | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Take `num_steps` steps of an algorithm, such as `descent(estimator, optax.adam(1e-3))`, many
     of them per compiled call.
@@ -51,13 +59,16 @@ def fit(
 
     Args:
       params: from `estimator.init_params(key)`, or your own; never modified. None with `resume`.
-      data: leaves [N, ...], or an iterator of `Batch`es of one size.
+      data: leaves [N, ...], or an iterator of `Batch`es, which is read a chunk ahead; their number
+        of rows may change, as in the last batch of an epoch. What stays on the host (`np.memmap`,
+        `vijax.on_host`) is never moved whole: the rows of the next chunk's batches go to the device
+        while it computes, and the numbers are the same.
       batch_size: rows drawn without replacement for every step; None for the full data set.
       averaging: what `result.params` are an average of, see `algorithms.averaged`; None: the last.
       record_every: the loss is kept at the multiples of so many steps; every step costs up to 2x.
       chunk_size: steps per compiled call, between which progress and callbacks run and Ctrl-C is
-        seen; None for as many as take about half a second (100 where batches come from an
-        iterator). The result depends on it by rounding alone.
+        seen; None for as many as take about half a second (100, or as many as fit into 256 MiB,
+        where they come from an iterator or the host). The result depends on it by rounding alone.
       skip_nonfinite: drop and count steps that leave a NaN or an infinity, or whose recorded loss
         is one; otherwise they raise.
       hoist: draw the random numbers of many steps at once. The same numbers either way: a switch
@@ -66,65 +77,106 @@ def fit(
       resume: a former result to continue; `params` is then ignored. Key and algorithm must be
         those of before: the kind of optimiser and the shapes of its state are compared, but not
         its rates, nor the model and the data, which may change on purpose.
+      checkpoint: where the run is kept, and from where this same call goes on if the process was
+        ended, by SIGKILL too: it returns what it would have returned, bit for bit, on the same kind
+        of machine. Steps that were taken before are counted in num_steps. Everything but the
+        contents of the data is compared. Callbacks and iterators with get_state() and set_state()
+        are kept as well; a run that a callback stopped asks the callbacks again. If a write fails
+        later than the first, there is a warning, and the run goes on.
 
     Raises:
-      ValueError: if a setting or the data's size is impossible, or `resume` is of another run.
+      ValueError: if a setting or the data's size is impossible, or `resume` or the checkpoint is
+        of another run.
+      OSError: if the checkpoint's folder cannot be written to, before the first step.
       NonFiniteError: names step, leaf and rows; its `result` is the last good state.
+      BatchError: if batches fail to come after steps were taken; its `result` is the run so far.
     """
     outside = isinstance(data, Iterator)
-    _check(algorithm, data, batch_size, num_steps, record_every, chunk_size, outside=outside)
-    _check_hooks(averaging, callbacks)
+    check_settings(
+        algorithm, data, batch_size, num_steps, record_every, chunk_size, outside=outside
+    )
+    check_hooks(averaging, callbacks)
     chosen = algorithm if averaging is None else averaged(algorithm, averaging)
-    adapt = chunk_size is None and not outside
+    stacked = outside or any(map(stays, jax.tree.leaves(data)))
+    if resume is None:
+        result = _begin(key, chosen, params, over=begun(checkpoint))
+    else:
+        result = _continue(key, chosen, resume)
+    by_rows = on_host(result.carry)
+    if by_rows and not outside and batch_size is None:
+        raise ValueError(
+            "fit: the rows of a table on the host (rowwise.on_host) reach the device by batches, "
+            "but without batch_size every step takes all of them. Write batch_size=."
+        )
+    adapt = chunk_size is None and not stacked and not by_rows
     most = chunk_size or _multiple(MAX_CHUNK if adapt else FIRST_CHUNK, record_every)
+    if chunk_size is None and not adapt and batch_size is not None:
+        most = steps_at_once((data if stacked else (), result.carry), batch_size, most)
     program = Program(
         algorithm=chosen,
         batch_size=None if outside else batch_size,
-        stacked=outside,
+        stacked=stacked,
         record_every=record_every,
         chunk_size=most,
         skip_nonfinite=skip_nonfinite,
         careful=skip_nonfinite,
         hoist=hoist,
     )
-    result = _begin(key, chosen, params) if resume is None else _continue(key, chosen, resume)
-    begin, began, done = result.num_steps, time.perf_counter(), 0
+    first, began = result.num_steps, time.perf_counter()
     skipped = result.num_skipped
-    if not outside:
+    if not stacked:
         check_data(algorithm.check if resume is None else None, data)
         data = jax.tree.map(_on_device, data)  # once, not at every chunk
-    visited = Visited()
+    keep = keeper(
+        checkpoint, result, program, data, callbacks, num_steps=num_steps, fresh=resume is None
+    )
+    result, done = keep.result, keep.result.num_steps - first
+    feed, visited = Feed(source(key, data, program, rows=by_rows), ahead=stacked), Visited()
     planned = min(most, _multiple(FIRST_CHUNK, record_every)) if adapt else most
-    bar = tqdm(total=num_steps, disable=not progress, unit="step", smoothing=0.1)
-    with interruptible() as interrupted, bar:
+    bar = tqdm(total=num_steps, initial=done, disable=not progress, unit="step", smoothing=0.1)
+    with interruptible() as interrupted, bar, keep:
+        if keep.stopped:  # by a callback, in another process: is that still so?
+            result = keep.look(Progress(result, first + done, 0.0), interrupted, keep.place)
         while done < num_steps and not result.interrupted:
             size, chunk_began = min(planned, num_steps - done), time.perf_counter()
-            chunk = data
-            if isinstance(data, Iterator):
-                chunk, size = next_batches(data, size, most, algorithm)
-                visited = visit(visited, chunk, size)
-            if size == 0:
+            chunk = _fetched(feed, result, size, begun=done > 0)
+            if chunk.size == 0:
                 break
-            result = _run_checked(result, chunk, size, program)
+            visited, size = visit(visited, chunk.index), chunk.size
+            rest = min(planned, num_steps - done - size)
+            ahead = functools.partial(feed.ahead, first + done + size, rest)
+            result = run_checked(result, chunk, program, ahead)
             if adapt:  # the first call compiles, which asks for a short second one: the third fits
                 fitting = int(size * CHUNK_SECONDS / (time.perf_counter() - chunk_began))
                 planned = min(max(fitting // record_every * record_every, record_every), most)
             done += size
             _show(bar, size, result)
-            seen = Progress(result, begin + done, time.perf_counter() - began)
-            stop = [bool(callback(seen)) for callback in callbacks]
-            result = result._replace(interrupted=any(stop) or bool(interrupted))
+            seen = Progress(result, first + done, time.perf_counter() - began)
+            result = keep.look(seen, interrupted, chunk.place)
     warn_of_unvisited(visited, algorithm.num_data)
     if done and result.num_skipped - skipped == done:
         warnings.warn("fit: every step was skipped as not finite; nothing moved.", stacklevel=2)
     return result
 
 
+def _fetched(feed: Feed, result: FitResult, size: int, *, begun: bool) -> Chunk:
+    try:
+        return feed.get(result.num_steps, size)
+    except Exception as error:
+        if not begun:
+            raise
+        raise BatchError(
+            f"fit: no batches after step {result.num_steps}: {error} The run up to there is this "
+            "error's `result`.",
+            result._replace(interrupted=True),
+        ) from error
+
+
 def _on_device(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf)
 
 
-def _begin(key: Key, algorithm: Algorithm, params: Params | None) -> FitResult:
+def _begin(key: Key, algorithm: Algorithm, params: Params | None, *, over: bool) -> FitResult:
     if not isinstance(params, Params):
         raise ValueError(
             f"fit: params is a {type(params).__name__}. Give estimator.init_params(key), for "
@@ -132,7 +184,7 @@ def _begin(key: Key, algorithm: Algorithm, params: Params | None) -> FitResult:
             "with resume=."
         )
     nothing = History(np.zeros(0, int), np.zeros(0))
-    carry = start(key, params, algorithm=algorithm)
+    carry = begin(key, params, algorithm, over=over)
     return FitResult(algorithm, key, carry, nothing, interrupted=False)
 
 
@@ -150,41 +202,8 @@ def _continue(key: Key, algorithm: Algorithm, resume: FitResult) -> FitResult:
             "state and noise would mean something else. Pass the same, or start anew from its "
             "params."
         )
-    carry = fresh_copy(resume.carry)._replace(bad_step=jax.device_put(np.int32(-1)))
+    carry = copied(resume.carry, algorithm)._replace(bad_step=jax.device_put(np.int32(-1)))
     return resume._replace(algorithm=algorithm, carry=carry, interrupted=False)
-
-
-def _run_checked(before: FitResult, data: PyTree, size: int, program: Program) -> FitResult:
-    """The result after a chunk. Raises NonFiniteError with the state before the bad step."""
-    key, first, skipped = before.key, before.num_steps, before.num_skipped
-    after, losses = run_chunk(key, before.carry, data, size, program=program)
-    if int(after.bad_step) == UNSEEN:
-        careful = program._replace(careful=True)
-        after, losses = run_chunk(key, before.carry, data, size, program=careful)
-    bad = int(after.bad_step)
-    history = _extend(before.history, first, np.asarray(losses), size, program.record_every)
-    result = before._replace(carry=after, history=history)
-    if bad < 0 or program.skip_nonfinite:
-        return result
-    good = after  # a guarded state is that before the bad step
-    if not program.algorithm.guarded:
-        good = before.carry
-        if bad > first:
-            good, _ = run_chunk(key, good, data, bad - first, program=program)
-    good = Carry(good.state, *jax.device_put((np.int32(bad), np.int32(-1), np.int32(skipped))))
-    kept = History(*(values[history.step < bad] for values in history))
-    message = diagnose(key, good, data, first, program)
-    raise NonFiniteError(message, FitResult(before.algorithm, key, good, kept, interrupted=True))
-
-
-def _extend(history: History, first: int, losses: np.ndarray, size: int, every: int) -> History:
-    """The history with a chunk's records, of which the first stands at or before step `first`."""
-    steps = (first - first % every) + np.arange(0, size + first % every, every)
-    here = steps >= first
-    return History(
-        np.concatenate([history.step, steps[here]]),
-        np.concatenate([history.loss, losses[: len(steps)][here]]),
-    )
 
 
 def _multiple(steps: int, every: int) -> int:
@@ -197,53 +216,3 @@ def _show(bar: tqdm, size: int, result: FitResult) -> None:
     if result.history.loss.size:
         bound = -result.history.loss[-1] / result.algorithm.num_data
         bar.set_postfix_str(f"bound/datum {bound:.4g}")
-
-
-def _check_hooks(averaging: object, callbacks: object) -> None:
-    if not isinstance(averaging, Averaging | None):
-        raise TypeError(
-            f"fit: averaging={averaging!r} is no average. Write algorithms.since(step) or "
-            "algorithms.exponential(decay)."
-        )
-    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
-        raise TypeError("fit: callbacks must be a list of functions: write callbacks=[callback].")
-
-
-def _check(
-    algorithm: Algorithm,
-    data: PyTree,
-    batch_size: int | None,
-    num_steps: int,
-    record_every: int,
-    chunk_size: int | None,
-    *,
-    outside: bool,
-) -> None:
-    if not isinstance(algorithm, Algorithm):
-        raise TypeError(
-            f"fit takes an algorithm, not {type(algorithm).__name__}: for an estimator and an "
-            "optax optimiser write fit(key, vijax.descent(estimator, optimizer), params, data, "
-            "num_steps=...)."
-        )
-    settings = {"num_steps": num_steps, "record_every": record_every, "chunk_size": chunk_size or 1}
-    for name, value in settings.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"fit: {name}={value!r} must be an int of at least 1.")
-    if outside:
-        if batch_size is not None:
-            raise ValueError(
-                "fit: data is an iterator, which brings its own batches; leave batch_size out."
-            )
-        return
-    num_data = algorithm.num_data
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
-    if sizes != {(num_data,)}:
-        raise ValueError(
-            f"fit: the algorithm was built for num_data={num_data}, but the leaves of data have "
-            f"leading sizes {sorted(sizes)}. Pass the whole data set here; minibatches are drawn "
-            "from it by batch_size."
-        )
-    if batch_size is not None and not 1 <= batch_size <= num_data:
-        raise ValueError(
-            f"fit: batch_size={batch_size} must lie between 1 and num_data={num_data}."
-        )

@@ -12,7 +12,7 @@ import numpy as np
 from vijax.finite import all_finite
 from vijax.inference import Algorithm, Info
 from vijax.optimize.hoist import Hoisted, as_it_is, hoist
-from vijax.optimize.minibatch import batch_index
+from vijax.optimize.minibatch import rows_of_step
 from vijax.types import Array, Batch, Key, Params, PyTree
 
 BLOCK_BYTES = 2**18  # of random numbers drawn at once: they should stay in a core's cache
@@ -23,8 +23,9 @@ class Program(NamedTuple):
     """Everything static: equal programs share one compilation.
 
     Attributes:
-      batch_size: None: the full data set, or batches that come from outside.
-      stacked: do the batches come from outside, stacked [chunk_size, B, ...]?
+      batch_size: rows drawn for every step; None: the full data set, or batches from outside.
+      stacked: do the steps' data come from outside, stacked [chunk_size, B, ...]? With them come
+        their rows, unless those are drawn.
       record_every: the loss is kept at the multiples of it.
       chunk_size: the most steps of one call.
       skip_nonfinite: go on after a step that is not finite, which is not applied? If not, the chunk
@@ -192,16 +193,16 @@ def fresh_copy(carry: Carry) -> Carry:
 
 def take_batch(key: Key, step: Array, data: PyTree, slot: Array, program: Program) -> Batch:
     """The minibatch of a step: the whole data, the stacked one in `slot`, or rows drawn without
-    replacement.
+    replacement, whose data may be the stacked ones in `slot`.
     """
-    num_data = program.algorithm.num_data
-    if program.stacked:
-        return jax.tree.map(lambda leaf: leaf[slot], data)
-    if program.batch_size is None:
+    num_data, size = program.algorithm.num_data, program.batch_size
+    if size is None:
+        if program.stacked:
+            return jax.tree.map(lambda leaf: leaf[slot], data)
         return Batch(data, jnp.arange(num_data))
-    rows_key = jax.random.fold_in(key, 0)
-    index = batch_index(rows_key, step, num_data=num_data, batch_size=program.batch_size)
-    return Batch(jax.tree.map(lambda leaf: leaf[index], data), index)
+    index = rows_of_step(key, step, num_data=num_data, batch_size=size)
+    where = slot if program.stacked else index
+    return Batch(jax.tree.map(lambda leaf: leaf[where], data), index)
 
 
 def step_key(key: Key, step: Array) -> Key:

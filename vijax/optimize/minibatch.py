@@ -1,20 +1,11 @@
-"""Minibatches: drawn without replacement in O(batch), by a keyed bijection of [0, N), or taken from
-an iterator.
-"""
+"""Minibatches drawn without replacement in O(batch), by a keyed bijection of [0, N)."""
 
-import itertools
 import math
-import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vijax.inference import Algorithm
-from vijax.shapes import check_batch, check_data
-from vijax.types import Array, Batch, Key, PyTree
+from vijax.types import Array, Key
 
 ROUNDS = 8
 SMALL = 256  # up to here every permutation is equally likely; a network of so few states is uneven
@@ -23,6 +14,12 @@ SMALL = 256  # up to here every permutation is equally likely; a network of so f
 def steps_per_epoch(num_data: int, batch_size: int) -> int:
     """Minibatches that visit every datum at least once."""
     return -(-num_data // batch_size)
+
+
+def rows_of_step(key: Key, step: Array, *, num_data: int, batch_size: int) -> Array:
+    """[B] the rows that `fit` with this key draws for a step."""
+    rows_key = jax.random.fold_in(key, 0)
+    return batch_index(rows_key, step, num_data=num_data, batch_size=batch_size)
 
 
 def batch_index(key: Key, step: Array, *, num_data: int, batch_size: int) -> Array:
@@ -79,56 +76,3 @@ def _add(value: Array, other: Array, key: Array, size: int) -> Array:
     mixed = mixed ^ (mixed >> 16)
     moved = value + ((mixed >> 16) * jnp.uint32(size) >> 16)
     return jnp.where(moved >= size, moved - size, moved)
-
-
-def next_batches(
-    data: Iterator[Batch], size: int, chunk_size: int, algorithm: Algorithm
-) -> tuple[PyTree, int]:
-    """Up to `size` batches stacked and padded to chunk_size, so that a short tail does not
-    recompile; and how many.
-    """
-    batches = list(itertools.islice(data, size))
-    shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the iterator yields batches of different shapes, {sorted(shapes)}: cut or pad them "
-            "to one size."
-        )
-    for batch in batches:
-        check_batch(batch, algorithm.num_data)
-        check_data(algorithm.check, batch.x)
-    if not batches:
-        return (), 0
-    padded = batches + [batches[-1]] * (chunk_size - len(batches))
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded), len(batches)
-
-
-class Visited(NamedTuple):
-    """What an iterator has yielded so far.
-
-    Attributes:
-      rows: how many, repetitions counted.
-      highest: the largest row number.
-    """
-
-    rows: int = 0
-    highest: int = -1
-
-
-def visit(visited: Visited, stacked: PyTree, size: int) -> Visited:
-    """With `size` more batches, those of `next_batches`."""
-    if size == 0:
-        return visited
-    index = stacked.index[:size]
-    return Visited(visited.rows + index.size, max(visited.highest, int(index.max())))
-
-
-def warn_of_unvisited(visited: Visited, num_data: int) -> None:
-    """After two epochs' worth of rows the last ones must have come."""
-    if visited.rows >= 2 * num_data and visited.highest < num_data - 1:
-        warnings.warn(
-            f"fit: the iterator yielded {visited.rows} rows, none above {visited.highest}, but the "
-            f"estimator was built for num_data={num_data}: is that too large? The bound's "
-            "likelihood is scaled by num_data / batch size.",
-            stacklevel=3,
-        )

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vijax.inference import Algorithm
-from vijax.optimize.loop import Carry, params_of
+from vijax.optimize.loop import Carry
+from vijax.optimize.tables import params_of
 from vijax.types import Key, Params, PyTree
 
 
@@ -41,8 +42,10 @@ class FitResult(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The parameters, ready for use; made from the state at every call."""
-        return params_of(self.carry.state, algorithm=self.algorithm)
+        """The parameters, ready for use; made from the state at every call. Tables on the host are
+        numpy's.
+        """
+        return params_of(self.carry, self.algorithm)
 
     @property
     def state(self) -> PyTree:
@@ -88,6 +91,16 @@ class Progress(NamedTuple):
 class NonFiniteError(FloatingPointError):
     """A step left a NaN or an infinity, or its recorded loss was one. `result` holds the state
     before that step.
+    """
+
+    def __init__(self, message: str, result: FitResult):
+        super().__init__(message)
+        self.result = result
+
+
+class BatchError(ValueError):
+    """The batches of further steps did not come, or not as they must be. `result` is the run up to
+    there.
     """
 
     def __init__(self, message: str, result: FitResult):
