@@ -20,7 +20,7 @@ class ModelFixture(NamedTuple):
       log_prior: w -> log p(w), of a global latent.
       log_local: (w, z) -> log p(z | w), of a local one.
       log_lik: (w, z, x) -> log p(x | z, w).
-      w: [4, D] values of a global latent to look at.
+      w: four values of a global latent to look at.
       x: one datum; None: simulated ones.
       stated: latents whose prior the model states as a family.
     """
@@ -30,7 +30,7 @@ class ModelFixture(NamedTuple):
     log_lik: Callable
     log_prior: Callable | None = None
     log_local: Callable | None = None
-    w: np.ndarray | None = None
+    w: Any = None
     x: Any = None
     stated: tuple[str, ...] = ()
 
@@ -79,6 +79,12 @@ def linear(net, above):
     """The logits of a belief net's layer given the bits above it."""
     ((weights, bias),) = net
     return weights @ (2.0 * above - 1.0) + bias
+
+
+def mixtures():
+    """Weights and means of three components."""
+    rng = np.random.default_rng(5)
+    return [{"weights": rng.dirichlet(np.ones(3)), "loc": rng.normal(size=(3, 2))} for _ in "1234"]
 
 
 def study_log_prior(w):
@@ -132,6 +138,17 @@ MODELS = {
         log_prior=lambda w: log_normal(w, 0.0, 1.5),
         log_local=lambda w, z: log_normal(z, w, np.exp(SPREAD["log_scale"])),
         w=points(2),
+        stated=("w", "z"),
+    ),
+    "bayesian_gaussian_mixture": ModelFixture(
+        models.bayesian_gaussian_mixture(3, 2, concentration=1.5, prior_scale=2.0, noise_scale=0.6),
+        (),
+        lambda w, z, x: log_normal(x, z @ w["loc"], 0.6),
+        log_prior=lambda w: (
+            stats.dirichlet.logpdf(w["weights"], np.full(3, 1.5)) + log_normal(w["loc"], 0.0, 2.0)
+        ),
+        log_local=lambda w, z: np.log(w["weights"]) @ z,
+        w=mixtures(),
         stated=("w", "z"),
     ),
     "linear_regression": ModelFixture(

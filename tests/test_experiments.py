@@ -5,11 +5,14 @@ part of one.
 from experiments.__main__ import ROOT, listing, scripts
 
 SCRIPTS = {
+    "experiments.amortization",
     "experiments.benchmarks.bayes",
     "experiments.benchmarks.phi_tables",
+    "experiments.benchmarks.refinement",
     "experiments.benchmarks.rules",
     "experiments.benchmarks.vae",
     "experiments.compare",
+    "experiments.em_mixture",
     "experiments.gradient_variance",
     "experiments.sbn",
     "experiments.stochastic_vi",

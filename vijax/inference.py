@@ -6,7 +6,18 @@ Models and guides say what is inferred with what; estimators and algorithms say 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from vijax.types import Array, Batch, Family, Integrand, Key, LogDensity, Params, PyTree, Scalar
+from vijax.types import (
+    Array,
+    Batch,
+    Family,
+    Integrand,
+    Key,
+    LogDensity,
+    Params,
+    PyTree,
+    Scalar,
+    Traits,
+)
 
 
 class Prior(NamedTuple):
@@ -40,6 +51,7 @@ class Model(NamedTuple):
       posterior: (theta, x) -> exact lam, per datum if only "z", else of all data.
       check: x, concrete, leaves [B, ...] -> None, or ValueError where the model has no meaning for
         such data (grey values from 0 to 255 as bits).
+      traits: what else it can do; the types are in `vijax.models.traits`.
     """
 
     init: Callable[[Key], PyTree]
@@ -51,6 +63,7 @@ class Model(NamedTuple):
     log_evidence: Callable[..., Scalar] | None = None
     posterior: Callable[..., PyTree] | None = None
     check: Callable[[PyTree], None] | None = None
+    traits: Traits = Traits()
 
 
 class Guide(NamedTuple):

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vijax.families import Natural, lam_like, need
+from vijax.algorithms.own_lam import check_own_lam
+from vijax.families import Natural, need
 from vijax.finite import all_finite
-from vijax.guides import as_it_is
 from vijax.inference import Algorithm, Estimator, Guide, Info
-from vijax.rows import Rows, gather, scale, scatter, stored
+from vijax.rows import Rows, check_tables, gather, scale, scatter, split, stored
 from vijax.types import Array, Batch, Key, Params, PyTree
 
 
@@ -63,6 +63,7 @@ def natural_gradient(
     tables = guide.num_data is not None
 
     def init(key: Key, params: Params) -> NaturalState:
+        check_tables(split(estimator.is_table(params), params)[0], estimator.num_data)
         return NaturalState(
             params=params,
             opt_state=others.init((params.theta, params.control)),
@@ -125,21 +126,4 @@ def _check(guide: Guide, rate: object) -> None:
             f"natural_gradient(rate={rate!r}): a step of rate 1 goes all the way for a conjugate "
             "model, so it must lie in (0, 1]; or give a schedule of the step's number."
         )
-    if guide.refine is not as_it_is:
-        raise ValueError(
-            "natural_gradient moves q's own parameters, but this guide refines them further. Use "
-            "the guide that it refines, or vijax.descent for this one."
-        )
-    phi = jax.eval_shape(guide.init, jax.random.key(0))
-    for name, family in guide.families.items():
-        like = jax.tree.map(lambda leaf: leaf.shape, lam_like(family))
-        rows = () if name == "w" else (guide.num_data,)
-        wanted = jax.tree.map(
-            lambda shape, rows=rows: (*rows, *shape), like, is_leaf=lambda s: isinstance(s, tuple)
-        )
-        if jax.tree.map(lambda leaf: leaf.shape, phi[name]) != wanted:
-            raise ValueError(
-                f"natural_gradient moves q's own parameters, but this guide's phi for {name!r} is "
-                f"not lam of {family.name} as it stands (an encoder, or shared parts). Use "
-                "guides.shared or guides.per_datapoint, or vijax.descent for this guide."
-            )
+    check_own_lam("natural_gradient", guide, guide.families)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from vijax.families import z_like
 from vijax.inference import Guide, Model
@@ -126,10 +125,10 @@ def _check_latents(model: Model, guide: Guide, num_data: int) -> None:
         _check_supports(name, guide.families[name], prior.family)
     if "w" in guide.families:
         like = z_like(guide.families["w"])
-        w = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
-        jax.eval_shape(
-            lambda key: total_and_terms(model.log_prior(model.init(key), w), "log_prior"),
+        jax.eval_shape(  # w is traced: zeros need not lie in its support
+            lambda key, w: total_and_terms(model.log_prior(model.init(key), w), "log_prior"),
             jax.random.key(0),
+            like,
         )
 
 

@@ -4,12 +4,12 @@ through them, in logarithms.
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import digamma, gammaln, polygamma
 
 from vijax import supports
-from vijax.families.base import as_shape, family, sized
+from vijax.families.base import as_shape, family, least_left, sized
 from vijax.families.log_gamma import log_gamma
-from vijax.families.traits import Entropy, Kl, Moments, Reparameterized
+from vijax.families.traits import Entropy, Kl, Moments, Natural, Reparameterized
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 
@@ -49,6 +49,11 @@ def beta(size: int | tuple[int, ...]) -> Family:
         log_parts = jnp.stack([jnp.log(z), jnp.log1p(-z)], axis=-1)
         return jnp.sum(dirichlet_log_prob(shapes(lam), log_parts))
 
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        both = jnp.stack([slope["log_alpha"], slope["log_beta"]], axis=-1)
+        moved = dirichlet_natural_step(shapes(lam), both, rate)
+        return {"log_alpha": moved[..., 0], "log_beta": moved[..., 1]}
+
     def mean(lam: PyTree) -> Array:
         return jax.nn.sigmoid(lam["log_alpha"] - lam["log_beta"])
 
@@ -67,6 +72,7 @@ def beta(size: int | tuple[int, ...]) -> Family:
             Entropy(lambda lam: jnp.sum(dirichlet_entropy(shapes(lam)))),
             Kl(lambda lam, lam2: jnp.sum(dirichlet_kl(shapes(lam), shapes(lam2)))),
             Moments(mean, variance),
+            Natural(natural_step),
         ],
     )
 
@@ -110,6 +116,13 @@ def dirichlet(num_classes: int, num_sites: int | None = None) -> Family:
     def log_prob(lam: PyTree, z: Array) -> Scalar:
         return jnp.sum(dirichlet_log_prob(shapes(lam), jnp.log(z)))
 
+    def natural_step(lam: PyTree, slope: PyTree, rate: Array) -> PyTree:
+        return {
+            "log_concentration": dirichlet_natural_step(
+                shapes(lam), slope["log_concentration"], rate
+            )
+        }
+
     def mean(lam: PyTree) -> Array:
         return jax.nn.softmax(lam["log_concentration"])
 
@@ -130,6 +143,7 @@ def dirichlet(num_classes: int, num_sites: int | None = None) -> Family:
             Entropy(lambda lam: jnp.sum(dirichlet_entropy(shapes(lam)))),
             Kl(lambda lam, lam2: jnp.sum(dirichlet_kl(shapes(lam), shapes(lam2)))),
             Moments(mean, variance),
+            Natural(natural_step),
         ],
     )
 
@@ -158,6 +172,34 @@ def dirichlet_kl(shapes: Array, shapes2: Array) -> Array:
         - log_multivariate_beta(shapes)
         + jnp.sum((shapes - shapes2) * mean_log, axis=-1)
     )
+
+
+def dirichlet_natural_step(shapes: Array, slope: Array, rate: Array) -> Array:
+    """Log of the shapes [..., C] after a natural-gradient step, `slope` [..., C] being dL/dlog
+    shapes.
+
+    The Fisher information is diag(t(a)) - t(sum a) 1 1', t the trigamma function, inverted by
+    Sherman and Morrison; what its determinant loses, 1 - t(sum a) sum 1 / t(a), is written by the
+    part of 1 / t(a) that is left beside a - 1/2.
+    """
+    total = jnp.sum(shapes, axis=-1, keepdims=True)
+    own, common = (a - 0.5 + _beside(a) for a in (shapes, total))  # 1 / trigamma
+    scaled = own * slope / shapes
+    left = 0.5 * (shapes.shape[-1] - 1.0) + _beside(total)
+    left = left - jnp.sum(_beside(shapes), axis=-1, keepdims=True)
+    step = scaled + own * jnp.sum(scaled, axis=-1, keepdims=True) / left
+    grown = 1.0 + jnp.asarray(rate, shapes.dtype) * step / shapes
+    return jnp.log(shapes) + jnp.log(jnp.maximum(grown, least_left(rate)))
+
+
+def _beside(shapes: Array) -> Array:
+    """1 / trigamma(a) - (a - 1/2), by its expansion for large shapes, where the difference loses
+    its digits.
+    """
+    large = 1.0 / jnp.maximum(shapes, 50.0)
+    terms = jnp.array([-113 / 12096, -11 / 480, -1 / 720, 1 / 24, 1 / 12, 0.0], shapes.dtype)
+    near = 1.0 / polygamma(1, shapes) - (shapes - 0.5)
+    return jnp.where(shapes > 50.0, jnp.polyval(terms, large), near)
 
 
 def log_multivariate_beta(shapes: Array) -> Array:

@@ -3,6 +3,7 @@ posterior where known.
 """
 
 from vijax.models.base import bayes_model, hierarchical_model, latent_model
+from vijax.models.bayesian_gaussian_mixture import bayesian_gaussian_mixture
 from vijax.models.conjugate_normal import conjugate_normal
 from vijax.models.eight_schools import eight_schools, eight_schools_data
 from vijax.models.gaussian_mixture import gaussian_mixture
@@ -13,12 +14,16 @@ from vijax.models.mixture_of_factor_analyzers import mixture_of_factor_analyzers
 from vijax.models.normal_prior import isotropic_normal_prior
 from vijax.models.probabilistic_pca import probabilistic_pca
 from vijax.models.sigmoid_belief_net import recognition_net, sigmoid_belief_net
+from vijax.models.traits import Conditionals, SufficientStatistics
 from vijax.models.vae import Likelihood, Mlp, bernoulli_pixels, normal_pixels, vae
 
 __all__ = [
+    "Conditionals",
     "Likelihood",
     "Mlp",
+    "SufficientStatistics",
     "bayes_model",
+    "bayesian_gaussian_mixture",
     "bernoulli_pixels",
     "conjugate_normal",
     "eight_schools",

@@ -5,12 +5,13 @@ gives credit by their names. A prior that is a member of a family is stated once
 the log-joint is made of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from vijax.families import traits_of
 from vijax.inference import Model, Prior
 from vijax.shapes import add_terms, total_and_terms
 from vijax.types import Key, LogDensity, PyTree, Scalar
@@ -26,6 +27,7 @@ def latent_model(
     log_evidence: Callable[..., Scalar] | None = None,
     posterior: Callable[..., PyTree] | None = None,
     check: Callable[[PyTree], None] | None = None,
+    traits: Sequence[Any] = (),
 ) -> Model:
     """A model with one local latent z_i per datum, one datum and one sample: log p(x_i, z_i |
     theta) as `log_joint(theta, z, x)`, or as `log_lik` and `prior`.
@@ -38,6 +40,7 @@ def latent_model(
       log_evidence: (theta, x) -> exact log p(x_i) of one datum.
       posterior: (theta, x) -> lam of the exact p(z_i | x_i).
       check: concrete data, leaves [B, ...] -> None, or ValueError.
+      traits: what else it can do, records from `vijax.models.traits`.
 
     Raises:
       ValueError: unless it is the log-joint alone, or the likelihood with the prior.
@@ -66,6 +69,7 @@ def latent_model(
         log_evidence=log_evidence,
         posterior=posterior,
         check=check,
+        traits=traits_of(*traits),
     )
 
 
@@ -78,6 +82,7 @@ def bayes_model(
     log_evidence: Callable[..., Scalar] | None = None,
     posterior: Callable[..., PyTree] | None = None,
     check: Callable[[PyTree], None] | None = None,
+    traits: Sequence[Any] = (),
 ) -> Model:
     """A model with one global latent w: log p(w | theta) = log_prior(theta, w), log p(x_i | w) =
     log_lik(theta, w, x).
@@ -88,6 +93,7 @@ def bayes_model(
       log_evidence: (theta, x) -> exact log-evidence of the whole data set, x leaves [N, ...].
       posterior: (theta, x) -> lam of the exact posterior given all data.
       check: concrete data, leaves [B, ...] -> None, or ValueError.
+      traits: what else it can do, records from `vijax.models.traits`.
     """
 
     def log_local(theta: PyTree, w: PyTree, z: PyTree, x: PyTree) -> LogDensity:
@@ -104,6 +110,7 @@ def bayes_model(
         log_evidence=log_evidence,
         posterior=posterior,
         check=check,
+        traits=traits_of(*traits),
     )
 
 
@@ -118,6 +125,7 @@ def hierarchical_model(
     log_evidence: Callable[..., Scalar] | None = None,
     posterior: Callable[..., PyTree] | None = None,
     check: Callable[[PyTree], None] | None = None,
+    traits: Sequence[Any] = (),
 ) -> Model:
     """A model with both: log p(w | theta), and log p(z_i, x_i | w, theta) as `log_local(theta, w,
     z, x)`, or as `log_lik` and `prior_z`.
@@ -129,6 +137,7 @@ def hierarchical_model(
       log_evidence: (theta, x) -> exact log-evidence of the whole data set.
       posterior: (theta, x) -> exact lam given all data.
       check: concrete data, leaves [B, ...] -> None, or ValueError.
+      traits: what else it can do, records from `vijax.models.traits`.
 
     Raises:
       ValueError: unless it is `log_local` alone, or the likelihood with the prior of z.
@@ -158,6 +167,7 @@ def hierarchical_model(
         log_evidence=log_evidence,
         posterior=posterior,
         check=check,
+        traits=traits_of(*traits),
     )
 
 

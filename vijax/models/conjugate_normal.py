@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from vijax import densities
-from vijax.families import diag_normal
+from vijax.families import diag_normal, mean, variance
 from vijax.inference import Model, Prior
 from vijax.models.base import latent_model
 from vijax.models.normal_prior import check_positive
-from vijax.types import Array, Key, PyTree, Scalar
+from vijax.models.traits import SufficientStatistics
+from vijax.types import Array, Key, PyTree, Q, Scalar
 
 
 def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:
@@ -62,4 +63,20 @@ def conjugate_normal(dim: int, *, noise_scale: float = 1.0) -> Model:
         simulate=simulate,
         log_evidence=log_evidence,
         posterior=posterior,
+        traits=[SufficientStatistics(_statistics, _maximize, _expected)],
     )
+
+
+def _statistics(q: Q, x: Array) -> PyTree:
+    loc = mean(q.family, q.lam)
+    return {"first": loc, "second": jnp.square(loc) + variance(q.family, q.lam)}
+
+
+def _expected(theta: PyTree) -> PyTree:
+    loc = theta["loc"]
+    return {"first": loc, "second": jnp.square(loc) + jnp.exp(2.0 * theta["log_scale"])}
+
+
+def _maximize(theta: PyTree, mean: PyTree) -> PyTree:
+    loc = mean["first"]
+    return {"loc": loc, "log_scale": 0.5 * jnp.log(mean["second"] - jnp.square(loc))}

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from vijax import densities
-from vijax.families import categorical
+from vijax.families import categorical, mean
 from vijax.inference import Model, Prior
 from vijax.models.base import latent_model
 from vijax.models.normal_prior import check_positive
-from vijax.types import Array, Key, PyTree, Scalar
+from vijax.models.traits import SufficientStatistics
+from vijax.types import Array, Key, PyTree, Q, Scalar
 
 
 def gaussian_mixture(num_components: int, observed_dim: int, *, init_spread: float = 1.0) -> Model:
@@ -20,7 +21,8 @@ def gaussian_mixture(num_components: int, observed_dim: int, *, init_spread: flo
 
     theta: `logits` [C], `loc` [C, P], `log_scale` [C, P]. z: one-hot [C]. x: [P]. Posterior:
     `categorical(C)`, the responsibilities. Extended linearly to relaxed z, as relaxations need.
-    With learned scales the evidence is unbounded: a component may collapse on one datum.
+    With learned scales the evidence is unbounded: a component may collapse on one datum. EM's
+    variances are differences of second moments: in float32 centre the data first.
 
     Args:
       num_components: C, at least 2.
@@ -69,4 +71,32 @@ def gaussian_mixture(num_components: int, observed_dim: int, *, init_spread: flo
         simulate=simulate,
         log_evidence=lambda theta, x: jax.nn.logsumexp(log_joints(theta, x)),
         posterior=lambda theta, x: {"logits": log_joints(theta, x)},
+        traits=[SufficientStatistics(_statistics, _maximize, _expected)],
     )
+
+
+def _statistics(q: Q, x: Array) -> PyTree:
+    return _moments(mean(q.family, q.lam), x[None, :], jnp.square(x)[None, :])
+
+
+def _expected(theta: PyTree) -> PyTree:
+    loc, variance = theta["loc"], jnp.exp(2.0 * theta["log_scale"])
+    return _moments(jax.nn.softmax(theta["logits"]), loc, jnp.square(loc) + variance)
+
+
+def _moments(share: Array, first: Array, second: Array) -> PyTree:
+    each = share[:, None]
+    return {"share": share, "first": each * first, "second": each * second}
+
+
+def _maximize(theta: PyTree, mean: PyTree) -> PyTree:
+    least = jnp.finfo(mean["share"].dtype).tiny
+    share = jnp.maximum(mean["share"], least)
+    loc = mean["first"] / share[:, None]
+    log_scale = 0.5 * jnp.log(mean["second"] / share[:, None] - jnp.square(loc))
+    there = (mean["share"] > least)[:, None]
+    return {
+        "logits": jnp.log(share),
+        "loc": jnp.where(there, loc, theta["loc"]),
+        "log_scale": jnp.where(there, log_scale, theta["log_scale"]),
+    }

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from vijax import densities
-from vijax.families import diag_normal
+from vijax.families import Entropy, diag_normal, mean, need, variance
 from vijax.inference import Model, Prior
 from vijax.models.base import hierarchical_model
 from vijax.models.normal_prior import check_positive, isotropic_normal_prior
-from vijax.types import Array, Key, PyTree, Scalar
+from vijax.models.traits import Conditionals
+from vijax.types import Array, Key, PyTree, Q, Scalar
 
 
 def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: float = 1.0) -> Model:
@@ -85,4 +86,42 @@ def hierarchical_normal(dim: int, *, prior_scale: float = 1.0, noise_scale: floa
         simulate=simulate,
         log_evidence=log_evidence,
         posterior=posterior,
+        traits=[_conditionals(prior_scale, noise_scale)],
     )
+
+
+def _conditionals(prior_scale: float, noise_scale: float) -> Conditionals:
+    """Means weighted by precisions; what a datum adds to q(w) are its precision about w and that
+    times the mean of z.
+    """
+    precision_of_x, log_noise = noise_scale**-2, math.log(noise_scale)
+
+    def local(theta: PyTree, lam: PyTree, x: Array) -> PyTree:
+        about = jnp.exp(-2.0 * theta["log_scale"])
+        precision = about + precision_of_x
+        loc = (about * lam["loc"] + precision_of_x * x) / precision
+        return {"loc": loc, "log_scale": -0.5 * jnp.log(precision)}
+
+    def statistics(q: Q, x: Array) -> PyTree:
+        return {"count": jnp.ones_like(x), "first": mean(q.family, q.lam)}
+
+    def update(theta: PyTree, lam: PyTree, mean: PyTree, num_data: int) -> PyTree:
+        scale = num_data * jnp.exp(-2.0 * theta["log_scale"])
+        precision = prior_scale**-2 + scale * mean["count"]
+        return {"loc": scale * mean["first"] / precision, "log_scale": -0.5 * jnp.log(precision)}
+
+    def implied(theta: PyTree, lam: PyTree, num_data: int) -> PyTree:
+        scale = num_data * jnp.exp(-2.0 * theta["log_scale"])
+        precision = jnp.exp(-2.0 * lam["log_scale"])
+        count = (precision - prior_scale**-2) / scale
+        return {"count": count, "first": precision * lam["loc"] / scale}
+
+    def bound(theta: PyTree, lam: PyTree, q: Q, x: Array) -> Scalar:
+        loc, spread = mean(q.family, q.lam), variance(q.family, q.lam)
+        around = spread + jnp.exp(2.0 * lam["log_scale"])
+        prior = densities.normal(loc, lam["loc"], theta["log_scale"])
+        prior = prior - 0.5 * around * jnp.exp(-2.0 * theta["log_scale"])
+        likelihood = densities.normal(x, loc, log_noise) - 0.5 * spread * precision_of_x
+        return jnp.sum(prior + likelihood) + need(q.family, Entropy).value(q.lam)
+
+    return Conditionals(local, statistics, update, implied, bound)

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from vijax import densities
-from vijax.families import categorical, diag_normal, product
+from vijax.families import Blocks, categorical, diag_normal, mean, need, product
 from vijax.inference import Model, Prior
 from vijax.models.base import latent_model
 from vijax.models.normal_prior import check_positive
-from vijax.models.probabilistic_pca import posterior_moments
-from vijax.types import Array, Key, PyTree, Scalar
+from vijax.models.probabilistic_pca import posterior_moments, regression_statistics
+from vijax.models.traits import SufficientStatistics
+from vijax.types import Array, Key, PyTree, Q, Scalar
 
 
 def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_dim: int) -> Model:
@@ -76,5 +77,51 @@ def mixture_of_factor_analyzers(num_components: int, observed_dim: int, latent_d
 
     prior = Prior(product(c=categorical(num_components), z=diag_normal(latent_dim)), locate)
     return latent_model(
-        init, log_lik=log_lik, prior=prior, simulate=simulate, log_evidence=log_evidence
+        init,
+        log_lik=log_lik,
+        prior=prior,
+        simulate=simulate,
+        log_evidence=log_evidence,
+        traits=[SufficientStatistics(_statistics, _maximize, _expected)],
     )
+
+
+def _statistics(q: Q, x: Array) -> PyTree:
+    """Of the regression in every class, weighted by its share; z may depend on c, as in a
+    `families.chain`.
+    """
+    blocks = need(q.family, Blocks)
+    share = mean(blocks.families["c"], blocks.lam("c", q.lam, {}))
+
+    def given(c: Array) -> PyTree:
+        return regression_statistics(Q(blocks.families["z"], blocks.lam("z", q.lam, {"c": c})), x)
+
+    each = jax.vmap(given)(jnp.eye(share.size, dtype=share.dtype))
+    each = jax.tree.map(lambda leaf: share[:, None, None] * leaf, each)
+    return each | {"square": x @ x}
+
+
+def _expected(theta: PyTree) -> PyTree:
+    share = jax.nn.softmax(theta["logits"])[:, None, None]
+    both = jnp.concatenate([theta["weights"], theta["bias"][:, :, None]], axis=2)
+    second = share * jnp.eye(both.shape[2], dtype=both.dtype)[None]
+    noise = both.shape[1] * jnp.exp(2.0 * theta["log_noise"])
+    square = jnp.sum(share * jnp.square(both)) + noise
+    return {"cross": share * both, "second": second, "square": square}
+
+
+def _maximize(theta: PyTree, mean: PyTree) -> PyTree:
+    share = mean["second"][:, -1, -1]
+    least = jnp.finfo(share.dtype).tiny
+    there = (share > least)[:, None, None]
+    own = jnp.concatenate([theta["weights"], theta["bias"][:, :, None]], axis=2)
+    second = jnp.where(there, mean["second"], jnp.eye(own.shape[2], dtype=own.dtype)[None])
+    solved = jnp.linalg.solve(second, jnp.swapaxes(mean["cross"], 1, 2))
+    both = jnp.where(there, jnp.swapaxes(solved, 1, 2), own)
+    variance = (mean["square"] - jnp.sum(both * mean["cross"])) / both.shape[1]
+    return {
+        "logits": jnp.log(jnp.maximum(share, least)),
+        "weights": both[:, :, :-1],
+        "bias": both[:, :, -1],
+        "log_noise": 0.5 * jnp.log(variance),
+    }

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from vijax import densities
-from vijax.families import from_covariance, full_normal
+from vijax.families import NormalMoments, from_covariance, full_normal, need
 from vijax.inference import Model
 from vijax.models.base import latent_model
 from vijax.models.normal_prior import check_positive, isotropic_normal_prior
-from vijax.types import Array, Family, Key, PyTree, Scalar
+from vijax.models.traits import SufficientStatistics
+from vijax.types import Array, Family, Key, PyTree, Q, Scalar
 
 
 def probabilistic_pca(
@@ -71,6 +72,7 @@ def probabilistic_pca(
         simulate=simulate,
         log_evidence=log_evidence,
         posterior=posterior,
+        traits=[SufficientStatistics(_statistics, _maximize, _expected)],
     )
 
 
@@ -86,3 +88,32 @@ def posterior_moments(weights: Array, log_noise: Array, residual: Array) -> tupl
     return factor, jax.scipy.linalg.cho_solve(
         (factor, True), inverse_variance * weights.T @ residual
     )
+
+
+def regression_statistics(q: Q, x: Array) -> PyTree:
+    """Of x [P] on z and a constant: `cross` E[x (z, 1)'] [P, D+1], `second` E[(z, 1) (z, 1)'] [D+1,
+    D+1].
+    """
+    moments = need(q.family, NormalMoments)
+    loc = jnp.append(moments.mean(q.lam), 1.0)
+    covariance = jnp.pad(moments.covariance(q.lam), (0, 1))
+    return {"cross": jnp.outer(x, loc), "second": jnp.outer(loc, loc) + covariance}
+
+
+def _statistics(q: Q, x: Array) -> PyTree:
+    return regression_statistics(q, x) | {"square": x @ x}
+
+
+def _expected(theta: PyTree) -> PyTree:
+    observed_dim, latent_dim = theta["weights"].shape
+    cross = jnp.column_stack([theta["weights"], theta["bias"]])
+    second = jnp.eye(latent_dim + 1, dtype=cross.dtype)
+    square = jnp.sum(jnp.square(cross)) + observed_dim * jnp.exp(2.0 * theta["log_noise"])
+    return {"cross": cross, "second": second, "square": square}
+
+
+def _maximize(theta: PyTree, mean: PyTree) -> PyTree:
+    """Tipping and Bishop 1999, eq. 27-28 with the bias as one more weight."""
+    both = jnp.linalg.solve(mean["second"], mean["cross"].T).T
+    variance = (mean["square"] - jnp.sum(both * mean["cross"])) / both.shape[0]
+    return {"weights": both[:, :-1], "bias": both[:, -1], "log_noise": 0.5 * jnp.log(variance)}

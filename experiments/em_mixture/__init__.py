@@ -1,0 +1,1 @@
+"""The script `python -m experiments.em_mixture` and its parts."""
