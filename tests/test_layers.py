@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A module may import modules of lower levels only; within a folder, see FOLDERS.
 LEVELS = [
     {"types"},
-    {"inference", "supports", "densities", "finite", "dependence"},
+    {"inference", "supports", "densities", "finite", "dependence", "host"},
     {"shapes", "rows", "bijectors", "networks", "objectives", "roughness"},
     {"families"},
     {"noise", "path_weights", "baselines"},
@@ -27,6 +27,7 @@ LEVELS = [
 # Folders whose files may import each other, in one direction.
 FOLDERS = {
     "algorithms",
+    "diagnostics",
     "estimators",
     "families",
     "guides",

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -21,8 +22,8 @@ def run(source):
     return names
 
 
-def test_there_are_five_programs():
-    assert len(PROGRAMS) == 5
+def test_there_are_six_programs():
+    assert len(PROGRAMS) == 6
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,21 @@ def test_the_loop_is_stopped_resumed_and_taken_by_hand(programs):
     assert abs(names["loss"] / names["info"].loss - 1.0) < 0.05
 
 
+def test_em_climbs_and_the_encoders_gap_is_told_from_the_familys(programs):
+    names = programs[3]
+    log_likelihood = -names["result"].history.loss
+    assert np.all(np.diff(log_likelihood) > -1e-3) and np.ptp(log_likelihood) > 100.0
+    gaps, seen = names["gaps"], names["seen"]
+    whole = gaps.evidence.log_evidence - gaps.bound.value
+    parts = gaps.approximation.value + gaps.amortization.value
+    np.testing.assert_allclose(parts, whole, atol=1e-4)
+    assert np.mean(gaps.amortization.value) > 10.0 > 1.0 > np.mean(gaps.approximation.value) > 0.0
+    assert not np.all(seen.reliable)
+
+
 def test_the_constrained_posterior_is_right(programs):
     """The mean within a tenth of a posterior deviation: the prior hardly matters for 200 data."""
-    w, y = programs[3]["draws"].w, programs[3]["y"]
+    w, y = programs[4]["draws"].w, programs[4]["y"]
     deviation = y.std() / 200**0.5
     assert bool(jnp.all(w["sigma"] > 0.0))
     assert abs(float(w["mu"].mean() - y.mean())) < 0.2 * float(deviation)
@@ -82,4 +95,4 @@ def test_the_files_to_copy_exist():
 
 
 def test_a_family_of_ones_own_is_checked(programs):
-    assert all(z < 6.0 for z in programs[4]["properties"].values())
+    assert all(z < 6.0 for z in programs[5]["properties"].values())

@@ -24,6 +24,7 @@ from experiments.common.images import binarized, score
 from experiments.vae import __main__ as vae
 from experiments.vae.held_out import held_out_fitter
 from experiments.vae.problem import build, make_estimator
+from experiments.vae.report import sampling_error
 from experiments.vae.training import learner
 from vijax.models import Mlp, bernoulli_pixels, normal_pixels
 
@@ -297,3 +298,21 @@ def test_closed_form_kl_applies_because_the_prior_is_stated():
     # Planted: the same model without the statement
     with pytest.raises(ValueError, match="no prior is stated"):
         vj.estimator(model._replace(priors={}), guide, rules=rule, num_samples=2, num_data=5)
+
+
+@pytest.mark.parametrize(
+    ("unreliable", "num_samples", "words"),
+    [
+        (0.0, 1000, "their error +- 0.012"),
+        (0.25, 1000, "no error bar: Pareto k-hat above 0.67 for 25.0% of the images"),
+        (1.0, 10, "too few to know their error"),
+    ],
+)
+def test_an_error_bar_is_shown_only_where_it_can_be_trusted(unreliable, num_samples, words):
+    metrics = {
+        "share_unreliable": unreliable,
+        "evidence_samples": num_samples,
+        "test_log_evidence_sampling_se": 0.012,
+    }
+    assert sampling_error(metrics).startswith(words)
+    assert ("+-" in sampling_error(metrics)) == (unreliable == 0.0)

@@ -1,4 +1,4 @@
-"""How often JAX compiles."""
+"""How often JAX compiles, and how thoroughly."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -32,3 +32,15 @@ def compilations() -> Iterator[Compilations]:
         yield seen
     finally:
         seen.open = False  # not every JAX can take a listener back
+
+
+@contextmanager
+def cheaply(*, when: bool = True) -> Iterator[None]:
+    """Inside, XLA leaves expensive passes out: for runs that compile longer than they compute."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, when or before)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

@@ -22,10 +22,11 @@ from experiments.common import harness
 from experiments.common.harness import Outcome
 from experiments.common.images import score
 from experiments.vae import figures
+from experiments.vae.curve import CURVE_SAMPLES
 from experiments.vae.held_out import HeldOut, held_out_fitter, posteriors
 from experiments.vae.problem import Job, build
 from experiments.vae.results import Scored, outcome, summary
-from experiments.vae.training import CURVE_SAMPLES, Trained, learner, train
+from experiments.vae.training import Trained, learner, train
 from vijax.diagnostics import Evidence
 from vijax.types import Array, Key
 
@@ -68,6 +69,8 @@ class Config:
     seeds: int = 1
     smoke: bool = False  # a few seconds' run that shows that everything works
     results_dir: str = "results"
+    # Go on with this unfinished results folder, under its settings
+    resume: str | None = None
     # Draw the figures of this earlier results folder again, and nothing else
     replot: str | None = None
 
@@ -82,7 +85,8 @@ def run(config: Config) -> Iterator[Outcome]:
         keys = jax.random.split(jax.random.key(config.seed + number), 3)
         what = "train" if config.seeds == 1 else f"train, seed {config.seed + number}"
         before = list(trained)
-        for one in train(keys[0], config, job, learn, held_out, what):
+        kept = harness.checkpoint(f"seed_{config.seed + number}")
+        for one in train(keys[0], config, job, learn, held_out, what, kept):
             trained = [*before, one]
             yield outcome(config, job, trained, scored)
         scored.append(judge(keys[1], keys[2], config, job, trained[-1], held_out))

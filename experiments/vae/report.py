@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vijax.diagnostics import Evidence
+from vijax.diagnostics import LEAST_SAMPLES, Evidence, most_k_hat
 
 ACTIVE = 0.01  # variance over images of a unit's posterior mean, from which the unit counts
 
@@ -30,6 +30,7 @@ def summarize(train: Evidence, test: Evidence) -> dict[str, Any]:
     sampling = {
         "test_log_evidence_sampling_se": float(np.sqrt(np.sum(error**2)) / len(error)),
         "share_uncertain": float(np.mean(error > 0.5)),
+        "share_unreliable": float(1.0 - np.mean(np.asarray(test.reliable))),
         "train_scored": len(train.elbo),
         "test_scored": len(test.elbo),
     }
@@ -63,6 +64,19 @@ def activity(mean: ArrayLike) -> np.ndarray:
     return np.var(np.asarray(mean), axis=0, ddof=1)
 
 
+def sampling_error(metrics: Mapping[str, Any]) -> str:
+    """The error of the importance samples where it can be trusted, else that it cannot."""
+    unreliable, k = metrics["share_unreliable"], metrics["evidence_samples"]
+    if unreliable == 0.0:
+        return f"their error +- {metrics['test_log_evidence_sampling_se']:.3f}"
+    if k < LEAST_SAMPLES:
+        return "too few to know their error"
+    return (
+        f"no error bar: Pareto k-hat above {most_k_hat(k):.2f} for {unreliable:.1%} of the images, "
+        "probably too low there"
+    )
+
+
 def report(metrics: Mapping[str, Any]) -> str:
     """Nats per image; every figure beside what its error means."""
     m = metrics
@@ -70,10 +84,7 @@ def report(metrics: Mapping[str, Any]) -> str:
         f"VAE, {m['num_train']} training images, K = {m['num_samples']} per step, "
         f"{m['epochs_run']:.0f} epochs"
     )
-    own = (
-        f"K = {m['evidence_samples']} importance samples, their error +- "
-        f"{m['test_log_evidence_sampling_se']:.3f}"
-    )
+    own = f"K = {m['evidence_samples']} importance samples, {sampling_error(m)}"
     rows = (
         ("train ELBO", "train_elbo", f"{m['train_scored']} images"),
         ("test ELBO", "test_elbo", f"{m['test_scored']} images"),

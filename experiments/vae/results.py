@@ -71,6 +71,7 @@ def outcome(config: "Config", job: Job, trained: list[Trained], scored: list[Sco
             "test_log_evidence": test_scores.log_evidence,
             "gap": test_scores.log_evidence - test_scores.elbo,
             "test_standard_error": test_scores.standard_error,
+            "test_k_hat": test_scores.k_hat,
             "test_kl": np.mean([one.posteriors.kl.sum(axis=1) for one in scored], axis=0),
             "kl_of_units": scored[0].posteriors.kl,
         } | pictures(config, job, trained[0].params.theta, scored[0].posteriors.mean)
@@ -98,10 +99,14 @@ def curves(trained: Sequence[Trained]) -> dict[str, Any]:
 
 
 def mean_scores(scores: Sequence[Evidence]) -> Evidence:
-    """The mean over seeds of every image's scores, and its sampling error."""
-    elbo, evidence, error = (np.stack(column) for column in zip(*scores, strict=True))
-    own = np.sqrt(np.sum(error**2, axis=0)) / len(scores)
-    return Evidence(elbo.mean(axis=0), evidence.mean(axis=0), own)
+    """Means over seeds of every image's scores; sampling errors, the worst tails."""
+    stacked: Evidence = jax.tree.map(lambda *leaves: np.stack(leaves), *scores)
+    mean: Evidence = jax.tree.map(lambda leaf: leaf.mean(axis=0), stacked)
+    return mean._replace(
+        standard_error=(stacked.standard_error**2).sum(axis=0) ** 0.5 / len(scores),
+        k_hat=stacked.k_hat.max(axis=0),
+        reliable=stacked.reliable.all(axis=0),
+    )
 
 
 def summary(done: Outcome) -> str:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,45 +13,17 @@ from tqdm.auto import tqdm
 import vijax as vj
 from experiments.common import harness
 from experiments.common.compilations import Compilations, compilations
-from experiments.common.images import binarized, score
+from experiments.common.images import binarized
+from experiments.vae.curve import Evaluate, Point
 from experiments.vae.held_out import HeldOut
 from experiments.vae.problem import Job, make_estimator, make_guide
 from vijax.optimize import steps_per_epoch
-from vijax.types import Array, Key, PyTree
+from vijax.types import Key
 
 if TYPE_CHECKING:
     from experiments.vae.__main__ import Config
 
 CURVE_POINTS = 30
-CURVE_SAMPLES = 10  # per image: their noise averages out over the images
-CURVE_TEST_STEPS = 100  # of phi_i of test images, from where they were
-
-Evaluate = Callable[[vj.Params], dict[str, float]]
-"""Params -> ELBO of both splits, as columns of `Point`."""
-
-
-class Point(NamedTuple):
-    """A point of the learning curve; the columns of history.csv.
-
-    Attributes:
-      samples_seen: training images used, repetitions included: steps times the batch.
-      seconds: of training until here, compilation and evaluations left out.
-      bound: the objective that is trained, of the last recorded minibatch, nats per image.
-      train_elbo: of fixed training images and noise, nats per image.
-      train_elbo_images_se: its standard error over images.
-      test_elbo: of fixed test images.
-      test_elbo_images_se: standard error.
-    """
-
-    step: int
-    epoch: float
-    samples_seen: int
-    seconds: float
-    bound: float
-    train_elbo: float
-    train_elbo_images_se: float
-    test_elbo: float
-    test_elbo_images_se: float
 
 
 class Learner(NamedTuple):
@@ -78,7 +50,7 @@ class Trained(NamedTuple):
 
     guide: vj.Guide
     params: vj.Params
-    history: list["Point"]
+    history: list[Point]
     epochs: float
     compilations: int
     compile_seconds: float
@@ -87,11 +59,15 @@ class Trained(NamedTuple):
     interrupted: bool
 
 
-def learner(config: "Config", job: Job) -> Learner:
-    """What trains; made once, so that further seeds compile nothing."""
+def learner(config: "Config", job: Job, guide: vj.Guide | None = None) -> Learner:
+    """What trains; made once, so that further seeds compile nothing.
+
+    Args:
+      guide: None: the settings'.
+    """
     num_data = len(job.train_x)
     num_steps = config.epochs * steps_per_epoch(num_data, config.batch_size)
-    guide = make_guide(config, job.train_x)
+    guide = make_guide(config, job.train_x) if guide is None else guide
     estimator = make_estimator(job, guide, num_data)
     estimator = binarized(estimator) if config.binarize == "dynamic" else estimator
     algorithm = vj.descent(
@@ -103,7 +79,13 @@ def learner(config: "Config", job: Job) -> Learner:
 
 
 def train(
-    key: Key, config: "Config", job: Job, learn: Learner, test: HeldOut | None, what: str
+    key: Key,
+    config: "Config",
+    job: Job,
+    learn: Learner,
+    test: HeldOut | None,
+    what: str,
+    kept: vj.Checkpoint | None = None,
 ) -> Iterator[Trained]:
     """Fit theta and phi on the training images; yields how far it is at every point of the learning
     curve, and where a signal ends it.
@@ -111,42 +93,44 @@ def train(
     Args:
       test: from `held_out_fitter`.
       what: title of the progress bar.
+      kept: from where it goes on.
     """
     num_data, per_epoch = len(job.train_x), learn.num_steps // config.epochs
     chunk_size = max(1, min(100, learn.num_steps // 4))
     part = -(-config.epochs * per_epoch // CURVE_POINTS // chunk_size) * chunk_size
     init_key, fit_key, curve_key = jax.random.split(key, 3)
-    evaluate = curve_evaluator(curve_key, job, learn.guide, test)
+    evaluate = Evaluate(curve_key, job, learn.guide, test)
     bar, result = harness.progress_bar(config.epochs, what, "epoch"), None
     with compilations() as compiled, bar:
         watch = Watch(config, learn.num_steps, per_epoch, num_data, evaluate, compiled, bar)
-        began = watch.mark
         while result is None or (result.num_steps < learn.num_steps and not result.interrupted):
-            done = 0 if result is None else result.num_steps
             watch.mark = time.perf_counter()
             result = vj.fit(
                 fit_key,
                 learn.algorithm,
                 learn.estimator.init_params(init_key) if result is None else None,
                 job.train_x,
-                num_steps=min(part, learn.num_steps - done),
+                num_steps=harness.steps_ahead(kept, result, part, learn.num_steps),
                 batch_size=config.batch_size,
                 record_every=chunk_size,
                 chunk_size=chunk_size,
                 callbacks=[watch],
                 resume=result,
+                checkpoint=kept,
             )
-            yield watch.trained(learn, result, time.perf_counter() - began)
+            yield watch.trained(learn, result)
 
 
 @dataclasses.dataclass
 class Watch:
-    """The callback of the fit: times its chunks, evaluates the learning curve, moves the bar.
+    """The callback of the fit: times its chunks, evaluates the learning curve, moves the bar. It is
+    kept with the run: what went before a restart is not evaluated again.
 
     Attributes:
       curve: every evaluation.
       chunks: (steps, seconds) of every chunk, without the evaluation after it.
       mark: when the present chunk began.
+      began: when all of it did; as if it had been in this process.
     """
 
     config: "Config"
@@ -160,6 +144,25 @@ class Watch:
     chunks: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     first_compilations: int = 0
     mark: float = dataclasses.field(default_factory=time.perf_counter)
+    began: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that was measured."""
+        return {
+            "curve": [list(one) for one in self.curve],
+            "chunks": [list(one) for one in self.chunks],
+            "first_compilations": self.first_compilations,
+            "seconds": time.perf_counter() - self.began,
+            "carried": self.evaluate.carried,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As it was then."""
+        self.curve = [Point(*one) for one in state["curve"]]
+        self.chunks = [(steps, seconds) for steps, seconds in state["chunks"]]
+        self.first_compilations = state["first_compilations"]
+        self.began = time.perf_counter() - state["seconds"]
+        self.evaluate.carried = state["carried"]
 
     def __call__(self, seen: vj.Progress) -> None:
         """Between two chunks."""
@@ -190,7 +193,7 @@ class Watch:
             **self.evaluate(seen.params),
         )
 
-    def trained(self, learn: Learner, result: vj.FitResult, seconds: float) -> Trained:
+    def trained(self, learn: Learner, result: vj.FitResult) -> Trained:
         """How far it is."""
         compiling = self.compile_seconds()
         return Trained(
@@ -201,7 +204,7 @@ class Watch:
             compilations=self.first_compilations,
             compile_seconds=compiling,
             seconds_per_epoch=self.seconds_per_step() * self.per_epoch,
-            seconds=seconds,
+            seconds=time.perf_counter() - self.began,
             interrupted=result.interrupted,
         )
 
@@ -214,28 +217,3 @@ class Watch:
         """The first chunk's time above a usual chunk's."""
         steps, seconds = self.chunks[0]
         return seconds - self.seconds_per_step() * steps
-
-
-def curve_evaluator(key: Key, job: Job, guide: vj.Guide, test: HeldOut | None) -> Evaluate:
-    """ELBO of both splits on fixed images and noise.
-
-    Rows phi_i of test images are carried on from one evaluation to the next, theta frozen at its
-    present value.
-    """
-    carried: list[PyTree] = [None]
-    train_x, test_x = job.scored_train, job.scored_test
-
-    def elbo(split: str, guide: vj.Guide, params: vj.Params, x: Array) -> dict[str, float]:
-        each = score(key, job.model, guide, params, x, CURVE_SAMPLES).elbo
-        error = float(np.std(each, ddof=1) / len(each) ** 0.5)
-        return {f"{split}_elbo": float(np.mean(each)), f"{split}_elbo_images_se": error}
-
-    def evaluate(params: vj.Params) -> dict[str, float]:
-        train = elbo("train", guide, params, train_x)
-        if test is None:
-            return train | elbo("test", guide, params, test_x)
-        fitted = test.fit(key, params, carried[0], CURVE_TEST_STEPS)
-        carried[0] = fitted.phi
-        return train | elbo("test", test.guide, fitted, test_x)
-
-    return evaluate

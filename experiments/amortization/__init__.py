@@ -1,0 +1,1 @@
+"""The script `python -m experiments.amortization` and its parts."""
