@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.common import harness
+from experiments.common.compilations import cheaply
 from experiments.common.harness import Outcome
 from experiments.stochastic_vi import figures
 from experiments.stochastic_vi.training import Trained, build, runs, train
@@ -59,7 +60,8 @@ def run(config: Config) -> Iterator[Outcome]:
     )
     job, found = build(config), []
     planned = runs(config, job)
-    with harness.progress_bar(len(planned), "train", "run") as bar:
+    bar = harness.progress_bar(len(planned), "train", "run")
+    with cheaply(when=config.smoke), bar:
         for one in planned:
             found.append(train(config, job, one))
             bar.update()
@@ -144,9 +146,9 @@ def smoke_settings(config: Config) -> Config:
     """The same question in a few seconds: fewer runs, fewer gradients, fewer data."""
     return dataclasses.replace(
         config,
-        local_steps=(5,),
+        local_steps=(12,),
         restarted_steps=(5,),
-        num_gradients=2000,
+        num_gradients=6000,
         num_data=100,
         observed_dim=5,
         num_points=5,

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from vijax.diagnostics.smoothing import log_mean_exp, most_k_hat, pareto_smoothed
 from vijax.draws import check_rows, draws, local_draws
+from vijax.guides import at_hand
 from vijax.inference import Guide, Model
 from vijax.shapes import check_data
 from vijax.types import Array, Batch, Key, Params, PyTree
@@ -65,8 +66,9 @@ def log_evidence(
     The standard error of log mean w is sd(w) / (sqrt(K) mean(w)), of the weights that were seen.
     Where q misses a part of the posterior none of them tells; where its tails are too thin the
     weights' variance is infinite, their mean is probably too low and its error bar far too short:
-    `reliable` is False there, and no error bar should be shown. `annealed_evidence` then knows
-    better. Not inside `jit`: the fit of the tail is numpy's.
+    `reliable` is False there, and no error bar should be shown. k-hat is uncertain itself: of
+    normals with 0.22 of the posterior's scales 26, 4 and 0 % pass in 1, 3 and 10 dimensions, K =
+    1,000. `annealed_evidence` then knows better. Not inside `jit`: the fit of the tail is numpy's.
 
     Args:
       batch: the data to score, B of them (a whole test set; with a global latent the whole data).
@@ -113,7 +115,8 @@ def over_log_weights(
     check_data(model.check, batch.x)
 
     def one(part: Batch) -> PyTree:
-        log_w = _log_weights(key, params, part, model=model, guide=guide, num_samples=num_samples)
+        here = at_hand(guide, params, part)
+        log_w = _log_weights(key, here, part, model=model, guide=guide, num_samples=num_samples)
         return reduce(np.asarray(log_w))
 
     return by_chunks(one, batch, chunk_size)
