@@ -17,6 +17,7 @@ from fit_problems import (
     SHARED,
     START,
     TABLE,
+    D,
     N,
     assert_same,
     global_model,
@@ -151,6 +152,29 @@ def test_a_restart_of_another_shape_is_refused():
     wrong = inner(2, restart=lambda theta, x: {"loc": jnp.zeros(7), "log_scale": jnp.zeros(7)})
     with pytest.raises(ValueError, match=r"restart=...\) returns, over a batch, has shapes"):
         vj.fit(KEY, vj.descent(LOCAL, ADAM, local_steps=wrong), TABLE, DATA, num_steps=1)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_restart_of_another_type_of_numbers_is_that_of_the_table(steps):
+    """As from an encoder in half precision: its bits are no bits of the table."""
+
+    def start(theta, x):
+        return {"loc": jnp.ones(D, jnp.bfloat16), "log_scale": jnp.zeros(D, jnp.bfloat16)}
+
+    def same(theta, x):
+        return {"loc": jnp.ones(D), "log_scale": jnp.zeros(D)}
+
+    def after(restart):
+        algorithm = vj.descent(LOCAL, ADAM, local_steps=inner(steps, restart=restart))
+        return vj.fit(KEY, algorithm, TABLE, DATA, num_steps=2).params
+
+    assert_same(after(start), after(same))
+
+
+def test_a_tolerance_that_is_no_number_of_nats_is_refused():
+    for tolerance in (float("inf"), float("nan"), 0.0, "0.1", jnp.float32(0.1)):
+        with pytest.raises(ValueError, match="a finite number of nats per datum"):
+            inner(5, tolerance=tolerance)
 
 
 def test_partition_gives_theta_and_phi_their_own_optimizers():

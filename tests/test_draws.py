@@ -300,3 +300,63 @@ def test_shared_parts_of_lam_are_no_rows():
         guides.with_shared(GUIDES["table"], "loc", "log_scale")
     with pytest.raises(ValueError, match="give a guide made by per_datapoint"):
         guides.with_shared(GUIDES["encoder"], "loc")
+
+
+def test_steps_without_a_derivative_at_a_slope_of_zero_are_refused():
+    """Adam's root: the gradient through it would be NaN for every number that has no say."""
+    plain = GUIDES["table"]
+    for rate in (optax.adam(0.1), optax.nadam(0.1)):
+        with pytest.raises(ValueError, match="no derivative where a number of lam has a slope"):
+            guides.semi_amortized(plain, 2, rate)
+        guides.semi_amortized(plain, 2, rate, through=False)
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    for rate in (optax.adam(0.1, eps_root=1e-8), optax.rmsprop(0.1), clipped):
+        guides.semi_amortized(plain, 2, rate)
+    jax.jit(lambda: guides.semi_amortized(plain, 2, clipped) and 0)()  # built while traced
+
+
+def test_rates_and_steps_that_are_none_are_refused():
+    for rate in (0.0, float("inf"), float("nan"), True, None, lambda step: 0.1):
+        with pytest.raises(ValueError, match="a finite rate above 0 or an optax optimiser"):
+            guides.semi_amortized(GUIDES["table"], 2, rate)
+    for steps in (2.5, "2", True):
+        with pytest.raises(ValueError, match="an int of at least 0 steps"):
+            guides.semi_amortized(GUIDES["table"], steps, 0.1)
+    assert guides.semi_amortized(GUIDES["table"], 2, np.float32(0.1))
+
+
+def test_tables_on_the_host_give_the_same_draws():
+    guide, rows = GUIDES["table"], jnp.array([4, 1])
+    params, batch = params_of(guide), vj.Batch(WHOLE.x[rows], rows)
+    params = params._replace(phi=jax.tree.map(lambda leaf: leaf + WHOLE.x, params.phi))
+    hosted = params._replace(phi=jax.tree.map(np.asarray, params.phi))
+
+    def seen(params):
+        return vj.draws(KEY, NORMAL, guide, params, batch, num_samples=5)
+
+    jax.tree.map(np.testing.assert_array_equal, seen(params), seen(hosted))
+    under_jit = jax.jit(lambda batch: vj.draws(KEY, NORMAL, guide, hosted, batch, num_samples=5))
+    jax.tree.map(np.testing.assert_array_equal, seen(params), under_jit(batch))
+
+
+def test_only_the_rows_of_the_batch_leave_the_host():
+    """Of a table that no machine has the addresses for."""
+    size, wide = 2**31 - 1, 2**15
+    guide = guides.per_datapoint(families.diag_normal(wide), size)
+    model = models.latent_model(
+        lambda key: (), lambda theta, z, x: jnp.sum(densities.standard_normal(z)) + 0.0 * x
+    )
+    row = {"loc": np.zeros(wide, np.float32), "log_scale": np.zeros(wide, np.float32)}
+    table = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (size, wide)), row)
+    params = vj.Params((), {"z": table}, ())
+    batch = vj.Batch(jnp.zeros(2), jnp.array([size - 1, 3]))
+    assert vj.draws(KEY, model, guide, params, batch, num_samples=2).z.shape == (2, 2, wide)
+    given = (KEY, model, guide, params, batch)
+    evidence = vj.diagnostics.log_evidence(*given, num_samples=2)
+    np.testing.assert_allclose(evidence.elbo, 0.0, atol=0.1)  # float32 sums of 32,768 numbers
+    gaps = vj.diagnostics.inference_gap(*given, steps=1, rate=1e-6, fit_samples=1, num_samples=2)
+    np.testing.assert_allclose(gaps.bound.value, 0.0, atol=0.1)
+    annealed = vj.diagnostics.annealed_evidence(
+        KEY, model, params, batch, start=guide, num_chains=2, num_temperatures=1, num_leapfrog=1
+    )
+    assert annealed.evidence.elbo.shape == (2,)

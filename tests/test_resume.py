@@ -311,6 +311,46 @@ def test_the_same_iterator_may_be_given_again_and_again(tmp_path):
         short(tmp_path / "array", data=Whole(), **given)
 
 
+class Live(Batches):
+    """It gives its own dict away, and goes on changing it."""
+
+    def __init__(self):
+        self.state = {"at": 0}
+
+    at = property(lambda self: self.state["at"], lambda self, value: self.state.update(at=value))
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+def test_a_state_that_changes_after_it_was_told_costs_no_batch(tmp_path):
+    given = dict(batch_size=None)
+    whole = vj.fit(KEY, SHARED, START, Batches(), num_steps=12, chunk_size=3, record_every=3)
+    assert_same_run(
+        short(tmp_path, data=Live(), num_steps=6, **given),
+        short(tmp_path / "plain", data=Batches(), num_steps=6, **given),
+    )
+    assert_same_run(short(tmp_path, data=Live(), **given), whole)
+
+
+def test_an_iterator_that_is_not_made_anew_or_is_shorter_than_before_is_refused(tmp_path):
+    there = Batches()
+    with pytest.raises(ValueError, match="returned the same iterator twice"):
+        short(tmp_path / "there", data=vj.Replay(lambda: there), batch_size=None)
+
+    def first(number):
+        return vj.Replay(
+            lambda: [batch for _, batch in zip(range(number), Batches(), strict=False)]
+        )
+
+    assert short(tmp_path, data=first(6), batch_size=None).num_steps == 6
+    with pytest.raises(ValueError, match="gave 2 batches, but the place to go on from is after 6"):
+        short(tmp_path, data=first(2), batch_size=None)
+
+
 def cut_at_7():
     return vj.fit(KEY, SHARED, START, Batches(), num_steps=7, chunk_size=3, record_every=3)
 
@@ -352,6 +392,66 @@ def test_a_run_that_a_callback_stopped_asks_it_again(tmp_path):
     again = short(tmp_path, callbacks=early)
     assert again.num_steps == 6 and again.interrupted
     assert_same_run(short(tmp_path, callbacks=[lambda seen: False]), without())
+
+
+class Count:
+    """A callback that remembers how often it was called, in a dict."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, progress):
+        self.calls += 1
+
+    def get_state(self):
+        return {"calls": self.calls}
+
+    def set_state(self, state):
+        self.calls = state["calls"]
+
+
+class List(Count):
+    """In a list."""
+
+    def get_state(self):
+        return [self.calls]
+
+    def set_state(self, state):
+        (self.calls,) = state
+
+
+def test_callbacks_are_told_apart(tmp_path):
+    short(tmp_path, callbacks=[Count(), List()])
+    with pytest.raises(ValueError, match=r"\['Count', 'List'\], but there are \['List', 'Count'\]"):
+        short(tmp_path, callbacks=[List(), Count()])
+    both = [Count(), List()]
+    short(tmp_path, callbacks=both)
+    assert [one.calls for one in both] == [4, 4]
+
+
+def test_a_start_whose_numbers_changed_places_is_another_run(tmp_path):
+    def start(first, second):
+        loc = jnp.array([first, second])
+        return START._replace(phi={"w": {**START.phi["w"], "loc": loc}})
+
+    short(tmp_path, params=start(1.0, 2.0))
+    with pytest.raises(ValueError, match="the parameters that it started from"):
+        short(tmp_path, params=start(2.0, 1.0))
+
+
+def test_results_saved_beside_checkpoints_are_not_taken_for_some(tmp_path):
+    where = vj.Checkpoint(tmp_path)
+    vj.save(tmp_path / "best.run", short(tmp_path, num_steps=6))
+    assert where.step == 6
+    assert_same_run(short(tmp_path), without())
+    assert_same_bits(vj.restore(tmp_path, SHARED, START).state, without().state)
+    assert vj.restore(tmp_path / "best.run", SHARED, START).num_steps == 6
+
+
+def test_a_file_of_another_byte_order_is_kept_too(tmp_path):
+    np.save(tmp_path / "x.npy", np.asarray(DATA).astype(">f4"))
+    data = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert_same_run(short(tmp_path / "run", data=data), without())
 
 
 def test_the_state_before_a_bad_step_is_kept(tmp_path):

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from vijax.estimators import log_joint, log_local, log_prior
 from vijax.families import transports
-from vijax.guides import global_q, over_data
+from vijax.guides import at_hand, global_q, over_data
 from vijax.inference import Draws, Guide, Model
 from vijax.shapes import check_batch, check_data
 from vijax.types import Array, Batch, Integrand, Key, Params, PyTree, Q, Sample
@@ -45,8 +45,9 @@ def draws(
     check_data(model.check, batch.x)
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"draws(num_samples={num_samples!r}): give an int of at least 1.")
+    here = at_hand(guide, params, batch)
     return _draws(
-        key, params, batch, model=model, guide=guide, num_samples=num_samples, chunk_size=chunk_size
+        key, here, batch, model=model, guide=guide, num_samples=num_samples, chunk_size=chunk_size
     )
 
 

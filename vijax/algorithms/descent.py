@@ -168,6 +168,7 @@ def _rows_step(
         params = params._replace(phi=params.phi | {"z": lam})
         own, _ = split(estimator.is_table(params), params)
         same_shapes(own.phi, left.phi, "what inner(restart=...) returns, over a batch,")
+        own = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), own, left)
         return pack((own, by_row.init(own)))
 
     def step(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vijax.types import Array, PyTree, Scalar
 
@@ -44,7 +45,8 @@ def inner(
       tolerance: stop when the mean bound of `window` steps is less than this above that of the
         window before, nats per datum, over the whole batch. A bound by Monte Carlo moves by itself:
         below its standard error over (window x B) draws the loop ends by chance.
-      window: of steps that are averaged.
+      window: of steps that are averaged; two of them must fit into `steps` for the loop to end
+        before its last one.
       restart: (theta, x) -> lam of one datum: rows start there every time, their optimiser anew
         (a schedule of theirs counts inner steps); None: rows and optimiser go on from where they
         were left. The prior: `lambda theta, x: prior`; an encoder that is fitted already:
@@ -54,11 +56,12 @@ def inner(
     Raises:
       ValueError: if a number is impossible.
     """
-    if not _whole(steps) or not _whole(window) or not (tolerance is None or tolerance > 0.0):
+    known = isinstance(tolerance, int | float | np.floating) and 0.0 < tolerance < float("inf")
+    if not _whole(steps) or not _whole(window) or not (tolerance is None or known):
         raise ValueError(
             f"inner(steps={steps!r}, tolerance={tolerance!r}, window={window!r}): steps (descent's "
-            "local_steps) and window must be ints of at least 1; the tolerance is in nats per "
-            "datum, above 0."
+            "local_steps) and window must be ints of at least 1; the tolerance is a finite number "
+            "of nats per datum, above 0."
         )
     return Inner(steps, tolerance, window, restart)
 

@@ -15,7 +15,7 @@ from vijax.diagnostics.evidence import Evidence, by_chunks, evidence_of
 from vijax.draws import check_rows
 from vijax.estimators import log_joint, log_local
 from vijax.families import Density, transports
-from vijax.guides import global_q, over_data
+from vijax.guides import at_hand, global_q, over_data
 from vijax.inference import Guide, Model
 from vijax.shapes import check_data
 from vijax.types import Array, Batch, Integrand, Key, Params, PyTree, Q, Sample, Scalar
@@ -84,7 +84,8 @@ def annealed_evidence(
     check_data(model.check, batch.x)
 
     def run(part: Batch) -> Annealed:
-        (chains,) = run_chains(key, given, part, None, model=model, guide=guide, settings=settings)
+        here = at_hand(guide, given, part)
+        (chains,) = run_chains(key, here, part, None, model=model, guide=guide, settings=settings)
         return Annealed(evidence_of(np.asarray(chains.log_w)), chains.acceptance.mean(axis=-1))
 
     return run(batch) if "w" in guide.families else by_chunks(run, batch, chunk_size)

@@ -15,7 +15,7 @@ from vijax.diagnostics.smoothing import log_mean_exp
 from vijax.draws import check_rows
 from vijax.estimators import log_local
 from vijax.families import transports
-from vijax.guides import over_data
+from vijax.guides import at_hand, over_data
 from vijax.inference import Guide, Model
 from vijax.objectives import elbo
 from vijax.rules import doubly_reparameterized
@@ -118,8 +118,9 @@ def inference_gap(
     known = evidence or (None if stated is None else _exact(stated, params.theta))
 
     def run(part: Batch) -> Gaps:
+        here = at_hand(guide, params, part)
         weights = _both(
-            fit_key, params, part, model=model, guide=guide, search=search, num_samples=num_samples
+            fit_key, here, part, model=model, guide=guide, search=search, num_samples=num_samples
         )
         own, best = map(np.asarray, weights)
         found = evidence_of(best) if known is None else known(evidence_key, part)

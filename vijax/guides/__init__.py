@@ -3,7 +3,7 @@ encoder of x_i, or either refined by a few steps; swapped by one argument.
 """
 
 from vijax.guides.amortized import amortized
-from vijax.guides.base import as_it_is, global_q, locate, over_data
+from vijax.guides.base import as_it_is, at_hand, global_q, locate, over_data
 from vijax.guides.hierarchical import hierarchical
 from vijax.guides.semi_amortized import semi_amortized
 from vijax.guides.stored import per_datapoint, shared, with_shared
@@ -11,6 +11,7 @@ from vijax.guides.stored import per_datapoint, shared, with_shared
 __all__ = [
     "amortized",
     "as_it_is",
+    "at_hand",
     "global_q",
     "hierarchical",
     "locate",

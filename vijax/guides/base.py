@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from vijax import rows
+from vijax.host import rows_of
 from vijax.inference import Guide
-from vijax.types import Batch, Integrand, Key, PyTree, Q
+from vijax.shapes import is_concrete
+from vijax.types import Batch, Integrand, Key, Params, PyTree, Q
 
 REFINEMENT = 3  # folded into a datum's key for the noise of its refinement
 
@@ -16,6 +19,27 @@ def global_q(guide: Guide, phi: PyTree) -> Q:
     """q(w), from phi or either view of it."""
     lam = phi.lam["w"] if isinstance(phi, rows.Lam) else guide.global_lam(rows.stored(phi))
     return Q(guide.families["w"], lam)
+
+
+def at_hand(guide: Guide, params: Params, batch: Batch) -> Params:
+    """The params, of tables that are numpy's (a fit with `rowwise.on_host`) the batch's rows alone:
+    for whoever compiles what follows, which would move whole tables to the device.
+    """
+    if isinstance(params.phi, rows.Rows | rows.Lam) or not is_concrete(batch.index):
+        return params
+    mask = guide.is_table(params.phi)
+    tables, _ = rows.split(mask, params.phi)
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tables)):
+        return params
+    index = np.asarray(batch.index)
+
+    def take(leaf: Any, *, is_table: bool) -> Any:
+        if not is_table:
+            return leaf
+        return rows_of(leaf, index) if isinstance(leaf, np.ndarray) else leaf[batch.index]
+
+    phi = jax.tree.map(lambda mark, leaf: take(leaf, is_table=mark), mask, params.phi)
+    return params._replace(phi=rows.Rows(phi))
 
 
 def over_data(

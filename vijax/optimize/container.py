@@ -15,7 +15,7 @@ from typing import Any
 
 from flax import serialization
 
-MAGIC = b"vijax run 2\n"
+MAGIC = b"vijax run 3\n"
 ENDING = ".run"
 LENGTH = struct.Struct("<Q")
 
@@ -94,8 +94,9 @@ def name_of(step: int) -> str:
 
 
 def newest_first(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a folder, by step."""
-    return sorted(folder.glob(f"*{ENDING}"), reverse=True)
+    """The files of a folder that have a step for a name, by it."""
+    named = (path for path in folder.glob(f"*{ENDING}") if path.stem.isdecimal())
+    return sorted(named, reverse=True)
 
 
 def newest_step(folder: pathlib.Path) -> int:

@@ -16,7 +16,7 @@ from vijax.inference import Algorithm
 from vijax.optimize.checkpoint import shapes
 from vijax.optimize.loop import Program
 from vijax.optimize.results import FitResult
-from vijax.optimize.stateful import Stateful
+from vijax.optimize.stateful import Stateful, put_back, state_of
 from vijax.types import Batch, Key, PyTree
 
 LAST = ("start", "step")  # told only if nothing else differs
@@ -24,6 +24,7 @@ WORDS = {
     "start": "the parameters that it started from have other values",
     "step": "a step computes something else: the model, a rate or another setting has changed",
 }
+BLOCK = 2**20  # numbers looked at together
 SAME = 1e-5  # of the sum of absolute values: another processor may round a start differently
 
 
@@ -82,8 +83,8 @@ def _equal(name: str, then: Any, now: Any) -> bool:
         return then is now or name in ("start", "data", "step")
     if name != "start" or len(then) != len(now):
         return then == now
-    old, new = np.array(then, float).reshape(-1, 2), np.array(now, float).reshape(-1, 2)
-    return bool(np.all(~(np.abs(old - new) > SAME * np.abs(new[:, 1:]))))
+    old, new = np.array(then, float).reshape(-1, 3), np.array(now, float).reshape(-1, 3)
+    return bool(np.all(~(np.abs(old - new) > SAME * np.abs(new[:, 2:]))))
 
 
 def _short(value: Any) -> str:
@@ -92,15 +93,19 @@ def _short(value: Any) -> str:
 
 
 def sums(leaf: Any) -> list[float]:
-    """[sum, sum of absolute values] of a leaf."""
+    """Of a leaf: its sum, one that tells its places apart, and that of its absolute values, below
+    which the other two stay.
+    """
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    numbers = np.asarray(jax.device_get(leaf))
+    numbers = np.asarray(jax.device_get(leaf)).reshape(-1)
+    places, found = np.cos(np.arange(min(numbers.size, BLOCK))), np.zeros(3)
     with np.errstate(all="ignore"):
-        return [
-            float(np.real(np.sum(numbers, dtype=np.result_type(numbers, np.float64)))),
-            float(np.sum(np.abs(numbers), dtype=np.float64)),
-        ]
+        for begin in range(0, numbers.size, BLOCK):  # no second copy of a large table
+            part = numbers[begin : begin + BLOCK]
+            part = part.astype(np.result_type(part, np.float64))
+            found += np.real([part.sum(), part @ places[: part.size], np.abs(part).sum()])
+    return found.tolist()
 
 
 def _version() -> str:
@@ -114,10 +119,10 @@ def _batch(data: Any, program: Program, origin: Any) -> Any:
     """Types and shapes of the batch of a step; None of an iterator that is at its end."""
     if isinstance(data, Iterator):
         assert isinstance(data, Stateful)
-        place = data.get_state()
-        data.set_state(place if origin is None else origin)
+        place = state_of(data)
+        put_back(data, place if origin is None else origin)
         first = next(data, None)
-        data.set_state(place)
+        put_back(data, place)
         return None if first is None else jax.tree.map(_like, first)
     size = program.batch_size or program.algorithm.num_data
     x = jax.tree.map(lambda leaf: _like(leaf, size), data)
@@ -126,7 +131,8 @@ def _batch(data: Any, program: Program, origin: Any) -> Any:
 
 def _like(leaf: Any, size: int | None = None) -> jax.ShapeDtypeStruct:
     shape = np.shape(leaf) if size is None else (size, *np.shape(leaf)[1:])
-    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    native = leaf.dtype.newbyteorder("=") if isinstance(leaf, np.ndarray) else leaf.dtype
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(native))
 
 
 def _step(algorithm: Algorithm, key: Key, state: PyTree, batch: PyTree) -> str:

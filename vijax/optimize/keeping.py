@@ -13,7 +13,7 @@ from vijax.optimize.hooks import Callbacks, Keeper
 from vijax.optimize.identity import described, refuse_others
 from vijax.optimize.loop import Program
 from vijax.optimize.results import BatchError, FitResult, NonFiniteError, Progress
-from vijax.optimize.stateful import Stateful
+from vijax.optimize.stateful import Stateful, put_back, state_of
 
 KEPT = 2  # the newest files
 Found = tuple[pathlib.Path, list[Any]]  # of `newest`
@@ -83,7 +83,7 @@ def keeper(
             "vijax.Replay(make), with a function that makes the iterator anew."
         )
     found = newest(pathlib.Path(checkpoint.folder)) if begun(checkpoint) else None
-    origin = None if iterator is None else iterator.get_state()
+    origin = None if iterator is None else state_of(iterator)
     if origin is not None and found is not None:
         then = found[1][0]["run"].get("origin")
         origin = origin if then is None else then
@@ -111,7 +111,7 @@ class FolderKeeper(Keeper):
         super().__init__(result, callbacks)
         self._folder, self._every = pathlib.Path(checkpoint.folder), checkpoint.every_seconds
         self._iterator, self._run = iterator, dict(run)
-        self.place = None if iterator is None else iterator.get_state()
+        self.place = None if iterator is None else state_of(iterator)
         self._remembering = [one for one in callbacks if isinstance(one, Stateful)]
         self._mark, self._saved, self._warned = time.monotonic(), -1, False
         try:
@@ -179,7 +179,7 @@ class FolderKeeper(Keeper):
             **self._run,
             "stopped": self.stopped,
             "place": self.place,
-            "callbacks": [one.get_state() for one in self._remembering],
+            "callbacks": [[type(one).__name__, one.get_state()] for one in self._remembering],
         }
         try:
             container.write(self._folder / container.name_of(step), pieces(self.result, run))
@@ -207,15 +207,17 @@ class FolderKeeper(Keeper):
                 f"{first + num_steps}: num_steps counts from params= or resume=, not from the "
                 "checkpoint. Give another folder, or at least as many steps as were taken."
             )
-        if len(then["callbacks"]) != len(self._remembering):
+        kinds = [kind for kind, _ in then["callbacks"]]
+        if kinds != [type(one).__name__ for one in self._remembering]:
             raise ValueError(
-                f"fit: {path} remembers {len(then['callbacks'])} callbacks with get_state, but "
-                f"there are {len(self._remembering)} now. Give those of before."
+                f"fit: {path} remembers callbacks with get_state of types {kinds}, but there are "
+                f"{[type(one).__name__ for one in self._remembering]} now. Give those of before, "
+                "in their order."
             )
-        for one, state in zip(self._remembering, then["callbacks"], strict=True):
+        for one, (_, state) in zip(self._remembering, then["callbacks"], strict=True):
             one.set_state(state)
         if self._iterator is not None:
-            self._iterator.set_state(then["place"])
+            put_back(self._iterator, then["place"])
         self.result, self.stopped = result._replace(interrupted=False), then["stopped"]
         self.place, self._saved = then["place"], step
         self._run["start"] = then["start"]

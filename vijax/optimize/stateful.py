@@ -1,6 +1,7 @@
 """Who is kept together with a run: iterators that can tell their place, callbacks that remember."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -19,6 +20,16 @@ class Stateful(Protocol):
         ...
 
 
+def state_of(one: Stateful) -> Any:
+    """Its state, a copy: one that goes on may change what it has given away."""
+    return copy.deepcopy(one.get_state())
+
+
+def put_back(one: Stateful, state: Any) -> None:
+    """Be as in that state, which stays as it is."""
+    one.set_state(copy.deepcopy(state))
+
+
 class Replay:
     """An iterator that can tell its place, of any function that makes one: to go on at batch n, it
     is made anew and n batches are dropped.
@@ -27,16 +38,22 @@ class Replay:
 
     Args:
       make: () -> iterator, of the same batches at every call: what is random is made inside.
+
+    Raises:
+      ValueError: on going back, if `make` gives the same iterator again, which goes on where it is,
+        or one that ends before that place.
     """
 
-    def __init__(self, make: Callable[[], Iterator[Any]]):
+    def __init__(self, make: Callable[[], Iterable[Any]]):
         self._make = make
+        self._iterator: Iterator[Any] | None = None
         self.set_state(0)
 
     def __iter__(self) -> "Replay":
         return self
 
     def __next__(self) -> Any:
+        assert self._iterator is not None
         item = next(self._iterator)
         self._taken += 1
         return item
@@ -47,6 +64,16 @@ class Replay:
 
     def set_state(self, state: int) -> None:
         """Go to where so many have been taken."""
-        self._iterator, self._taken = self._make(), 0
-        for _ in range(state):
-            next(self)
+        before, self._iterator, self._taken = self._iterator, iter(self._make()), 0
+        if self._iterator is before:
+            raise ValueError(
+                "Replay: make() returned the same iterator twice, and the batches that it has "
+                "given are gone. Make it inside: Replay(lambda: batches(...)), not of an iterator "
+                "that is there already."
+            )
+        for number in range(state):
+            if next(self, self) is self:
+                raise ValueError(
+                    f"Replay: make() gave {number} batches, but the place to go on from is after "
+                    f"{state}: it is not the iterator of before. Give that one."
+                )
