@@ -385,6 +385,15 @@ def test_a_resumed_run_has_the_same_bits():
     assert_same(both.history.loss, whole.history.loss)
 
 
+def step_to_something_else():
+    """A theta of other leaves."""
+    x, theta, model, _ = problem()
+    trait = model.traits.get(models.SufficientStatistics)
+    wrong = trait._replace(maximize=lambda theta, mean: {"loc": theta["loc"]})
+    algorithm = em(model._replace(traits=families.traits_of(wrong)), ROWS, num_data=N)
+    vj.fit(KEY, algorithm, start(theta), x, num_steps=1)
+
+
 NORMAL = guides.per_datapoint(families.diag_normal(2), 4)
 BITS = families.bernoulli(2)
 ENCODER = guides.amortized(families.categorical(3), (lambda key: (), lambda phi, x: jnp.zeros(3)))
@@ -432,6 +441,15 @@ REFUSED = {
         lambda: em(MIXTURE, ROWS, num_data=N, optimizer=optax.sgd(0.1), m_steps=0),
         "m_steps=0.*at least 1",
     ),
+    "steps of no optimizer": (
+        lambda: em(MIXTURE, ROWS, num_data=N, m_steps=3),
+        "m_steps=3.*ends at the maximum at once",
+    ),
+    "phi without rows": (
+        lambda: em(MIXTURE, ROWS, num_data=N).init(KEY, vj.Params(MIXTURE.init(KEY), (), ())),
+        r"an entry for each of \['z'\]: start at vijax.Params",
+    ),
+    "an M-step to something else": (step_to_something_else, "maximize makes it, has shapes"),
     "a refined guide": (
         lambda: em(
             MIXTURE, guides.semi_amortized(ROWS, 2, 0.1, rule=vj.rules.enumerated()), num_data=N

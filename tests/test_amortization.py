@@ -49,6 +49,11 @@ def test_a_run_judges_three_guides(folder):
     assert counts == [decoder + 1437 * 6, decoder + encoder, decoder + encoder]
     history = harness.read_tables(folder)["history"]
     assert set(history.guide) == set(GUIDES) and np.all(history.seconds > 0.0)
+    level, best = metrics["reached"]["test_elbo"], history.groupby("guide").test_elbo.max()
+    assert level == pytest.approx(best.min())
+    for name, seconds in metrics["reached"]["seconds"].items():
+        own = history[history.guide == name]
+        assert own[own.test_elbo >= level - 1e-9].seconds.min() == pytest.approx(seconds)
 
 
 def test_refinement_raises_the_bound_towards_the_best(folder):

@@ -402,3 +402,29 @@ def test_a_figure_without_spread_must_be_exact():
         testing.assert_unbiased(constant, np.full(2, 0.301))
     with pytest.raises(AssertionError, match="not finite"):
         testing.assert_unbiased(np.array([[0.0], [np.nan]]), np.zeros(1))
+
+
+def test_sufficient_statistics_are_checked():
+    """An M-step a tenth off, and statistics of another function, were both accepted."""
+    right = models.gaussian_mixture(2, 1)
+    theta = {
+        "logits": np.array([0.3, -0.2]),
+        "loc": np.array([[-1.0], [1.5]]),
+        "log_scale": np.array([[0.1], [-0.3]]),
+    }
+    trait = right.traits.get(models.SufficientStatistics)
+    assert check_model(right, theta)["statistics"] < 5.0
+
+    def off(theta, mean):
+        best = trait.maximize(theta, mean)
+        return best | {"loc": 1.1 * best["loc"]}
+
+    def shifted(q, x):
+        return trait.statistics(q, x + 0.2)
+
+    for wrong, words in (
+        (trait._replace(maximize=off), "the same theta"),
+        (trait._replace(statistics=shifted), "sufficient statistics"),
+    ):
+        with pytest.raises(AssertionError, match=words):
+            check_model(right._replace(traits=families.traits_of(wrong)), theta)

@@ -50,6 +50,8 @@ def outcome(
         "default": config == type(config)(results_dir=config.results_dir, resume=config.resume),
         "guides": {name: summarize(one) for name, one in judged.items()},
     }
+    if len(trained) > 1:
+        metrics["reached"] = reached(trained)
     arrays: dict[str, np.ndarray] = {}
     for name, one in judged.items():
         for split, gaps in (("train", one.train_gaps), ("test", one.test_gaps)):
@@ -99,6 +101,16 @@ def summarize(one: Judged) -> dict[str, Any]:
             numbers[f"{split}_{name}_images_se"] = mean.standard_error
             numbers[f"{split}_{name}_sampling_se"] = mean.sampling_error
     return numbers
+
+
+def reached(trained: Mapping[str, Trained]) -> dict[str, Any]:
+    """Seconds of training until the test ELBO that all of them reach: the least of their best."""
+    level = min(max(point.test_elbo for point in one.history) for one in trained.values())
+    first = {
+        name: next(point.seconds for point in one.history if point.test_elbo >= level)
+        for name, one in trained.items()
+    }
+    return {"test_elbo": level, "seconds": first}
 
 
 def unreliable(evidence: Evidence) -> float:
@@ -181,6 +193,10 @@ def _notes(m: Mapping[str, Any]) -> list[str]:
             f"  * Pareto k-hat of K = {k} weights {above} for {shares}: no error bar of these "
             "samples can be trusted, and where it is too high the evidence is too low"
         )
+    if "reached" in m:
+        times = ", ".join(f"{name} {s:.1f}" for name, s in m["reached"]["seconds"].items())
+        level = m["reached"]["test_elbo"]
+        lines.append(f"  seconds of training until a test ELBO of {level:.2f}: {times}")
     for name, one in m["guides"].items():
         share = one["test_gap_unreliable"]
         if share:
@@ -194,10 +210,12 @@ def _notes(m: Mapping[str, Any]) -> list[str]:
 
 
 def _annealed(a: Mapping[str, Any]) -> str:
+    largest = f"largest {a['largest_z']:.1f} standard errors of the {a['trusted']} to be trusted"
+    if not a["trusted"]:
+        largest = "none of whose error bars can be trusted"
     flag = f"; k-hat flags {a['unreliable']:.0%} of these" if a["unreliable"] else ""
     return (
         f"  annealed log-evidence of {a['images']} test images, less that of the best q's samples: "
-        f"{a['difference']:.3f} +- {a['difference_se']:.3f} (to expect: 0), largest "
-        f"{a['largest_z']:.1f} standard errors of the {a['trusted']} to be trusted, acceptance "
-        f"{a['acceptance']:.2f}{flag}"
+        f"{a['difference']:.3f} +- {a['difference_se']:.3f} (to expect: 0), "
+        f"{largest}, acceptance {a['acceptance']:.2f}{flag}"
     )

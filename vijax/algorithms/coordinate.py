@@ -98,6 +98,11 @@ def coordinate_ascent(
         )
 
     def init(key: Key, params: Params) -> AscentState:
+        if not isinstance(params.phi, dict) or set(params.phi) != set(guide.families):
+            raise ValueError(
+                f"{name}: phi is {jax.tree.structure(params.phi)}, but must have an entry for each "
+                f"of {sorted(guide.families)}: start at vijax.Params(theta, guide.init(key), ())."
+            )
         check_tables(split(guide.is_table(params.phi), params.phi)[0], num_data)
         seen = jnp.zeros((num_data if tables else 0,), bool)
         return AscentState(params, halves.start(params), seen, jnp.zeros((), jnp.int32))

@@ -68,7 +68,7 @@ def descent(
         result; default `rowwise.lazy(optimizer)`.
       local_steps: updates of the batch's phi_i per step; the last one also updates everything else
         (stochastic VI's inner loop, Hoffman et al. 2013). `algorithms.inner` for a loop that ends
-        when the bound stops rising, or starts anew every time.
+        when the bound stops rising, or starts anew every time; it also says which `rows` suit.
 
     Raises:
       ValueError: if local_steps is below 1, or above it without a table to take them in.

@@ -21,6 +21,7 @@ from vijax.families import lam_like
 from vijax.inference import Algorithm, Estimate, Guide, Model
 from vijax.models.traits import SufficientStatistics
 from vijax.rows import Lam
+from vijax.shapes import same_shapes
 from vijax.types import Array, Batch, Family, Key, Params, PyTree, Q, Sample, Scalar
 
 
@@ -84,6 +85,12 @@ def em(
     def loss(key: Key, params: Params, turn: Turn) -> Scalar:
         return estimate(key, params.theta, turn.after, turn.batch).loss
 
+    if optimizer is None and m_steps != 1:
+        raise ValueError(
+            f"em(m_steps={m_steps!r}) counts the steps of an optimizer, and there is none: the "
+            "closed-form M-step ends at the maximum at once. Leave m_steps out, or give "
+            "optimizer=optax.adam(...)."
+        )
     if optimizer is not None:
         if rate is not None:
             raise ValueError(
@@ -94,11 +101,19 @@ def em(
         how = "optimizer"
     elif statistics is not None:
         check_rate("em", rate, guide)
+
+        def move(params: Params, mean: PyTree) -> Params:
+            theta = statistics.maximize(params.theta, mean)
+            same_shapes(
+                theta, params.theta, "em: theta, as SufficientStatistics.maximize makes it,"
+            )
+            return params._replace(theta=theta)
+
         start, shared = by_statistics(
             guide,
             statistics.statistics,
             lambda params: statistics.expected(params.theta),
-            lambda params, mean: params._replace(theta=statistics.maximize(params.theta, mean)),
+            move,
             rate=rate,
             num_data=num_data,
         )

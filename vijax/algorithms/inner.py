@@ -39,6 +39,10 @@ def inner(
     """`descent(..., local_steps=inner(...))`: draw a batch, take steps on its phi_i, then one on
     everything else. Hoffman et al. 2013, section 2.
 
+    Rows by `rowwise.lazy(optax.adam(rate))`, unless they restart: under `rowwise.adam`, which does
+    what dense Adam does, rows that are not drawn go on by their momentum for every inner step that
+    they miss, and at large rates overshoot.
+
     Args:
       steps: of the batch's rows; with a tolerance the most of them. The last one is taken together
         with that of everything else.

@@ -64,7 +64,8 @@ def annealed_evidence(
 
     Args:
       params: theta of the model; phi of the guide that chains start from, else nothing, `()`.
-      start: q, the chains' start. None: the prior, which the model must state.
+      start: q, the chains' start: quicker, but a mode that q misses stays missed. None: the prior,
+        which the model must state.
       num_chains: C, the number of weights; from 25 on their k-hat is known.
       num_temperatures: T; error and bias of log mean w fall with it.
       num_leapfrog: steps of a move; the cost is C T (num_leapfrog + 1) gradients of the log-joint,

@@ -85,7 +85,9 @@ def inference_gap(
     The best in the family is looked for from the guide's own answer, q's parameters of each datum
     by themselves, by Adam with a rate that falls to 0 along a cosine; of the start and some answers
     on the way the one with the best bound under common noise is kept, and scored, beside the
-    guide's, with fresh noise. With more steps the approximation gap falls, the other rises.
+    guide's, with fresh noise. With more steps the approximation gap falls, the other rises. The
+    search is local: a better mode elsewhere is missed by the best bound, and by evidence from
+    importance samples of it, so compare `annealed_evidence` from the prior.
 
     Args:
       guide: of a local latent; refined guides are judged refined.

@@ -13,11 +13,12 @@ class SufficientStatistics(NamedTuple):
     x): the best theta given q is a function of the mean of E_q[s] over the data.
 
     Attributes:
-      statistics: (q of z, x) -> tree, E_q[s(z, x)] of one datum.
+      statistics: (q of z, x) -> tree, E_q[s(z, x)] of one datum; q's mean is
+        `families.mean(q.family, q.lam)`.
       maximize: (theta, their mean over the data) -> theta, the M-step. What they say nothing of (a
         component that has no data) stays as it is in the theta given.
       expected: theta -> tree, the mean of s(z, x) over data that theta draws, from which `maximize`
-        makes the same theta again.
+        makes the same theta again: `testing.check_model` asks.
     """
 
     statistics: Callable[[Q, PyTree], PyTree]

@@ -25,7 +25,8 @@ class History(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """What `fit` returns, and what `fit(resume=...)` goes on from.
+    """What `fit` returns, and what `fit(resume=...)` goes on from. Read `params`, `history`,
+    `state`, `num_steps` and `num_skipped`.
 
     Attributes:
       algorithm: that made it.

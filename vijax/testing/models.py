@@ -26,6 +26,7 @@ from vijax.testing.simulated import (
     identities,
     simulated,
 )
+from vijax.testing.statistics import check_statistics
 from vijax.types import Array, Family, Key, PyTree, Scalar
 
 NUM_WEIGHTS = 20
@@ -62,7 +63,8 @@ def check_model(
 ) -> dict[str, float]:
     """Everything that a model promises, at one theta, in float64: its log-densities are one finite
     number with finite derivatives that depend on the datum; `simulate` draws from them and from the
-    stated priors; `log_evidence` is the integral and `posterior` the posterior, where given.
+    stated priors; `log_evidence` is the integral and `posterior` the posterior, where given; its
+    `SufficientStatistics` are those of its log-joint (`Conditionals` are not looked at).
 
     Simulation is compared by identities of the density: derivatives in theta have mean zero, so
     have those in a real latent, and a discrete one has the mean of its conditional probabilities.
@@ -99,6 +101,7 @@ def check_model(
             for name, pair in zip(MEANINGS, seen, strict=True):
                 settings = {"meaning": f"{MEANINGS[name]}.", "max_z": max_z}
                 found[name] = assert_agree(*pair, what=f"{name}, mean of ", **settings)[1]
+        found |= check_statistics(model, families.get("z"), theta, place, key, num_draws, max_z)
         return found | _check_evidence(model, families, theta, place, key, num_draws, max_z)
 
 
