@@ -121,7 +121,8 @@ def _refinement(
     num = arrays["amortized/refinement"].shape[1]
     rate = config["refinement_rate"]
     axes.set_title(
-        f"{title}, rate {rate}\n{num} test images; bars: standard errors of the gain", size=9
+        f"{title}, rate {rate:g} / pixels\n{num} test images; bars: standard errors of the gain",
+        size=9,
     )
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     return save(figure, folder, "test_elbo_against_refinement")

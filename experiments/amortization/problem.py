@@ -60,7 +60,7 @@ def refined(config: "Config", job: Job, steps: int) -> vj.Guide:
     return vj.guides.semi_amortized(
         encoder,
         steps,
-        config.refinement_rate,
+        config.refinement_rate / job.train_x.shape[1],
         through=False,
         rule=vj.rules.doubly_reparameterized(),
         num_samples=config.refinement_samples,
