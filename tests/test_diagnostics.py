@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 import vijax as vj
 from vijax import diagnostics, families, guides, models
@@ -125,7 +125,7 @@ def moments(scale, order):
     """E_q[w^order] at log p(x) = 0, the posterior N(0, 1) and q = N(0, scale^2), by quadrature."""
     z = np.linspace(-40.0, 40.0, 80_001)
     log_q, log_p = stats.norm.logpdf(z, scale=scale), stats.norm.logpdf(z)
-    return np.trapezoid(np.exp(order * log_p + (1.0 - order) * log_q), z)
+    return integrate.trapezoid(np.exp(order * log_p + (1.0 - order) * log_q), z)
 
 
 def test_brackets_are_ordered_and_each_is_what_it_says():
