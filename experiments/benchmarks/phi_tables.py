@@ -4,8 +4,9 @@ One row of q's parameters per datum, 2-d latents, 256 data a step, `rowwise.adam
 result). Expected: no growth with N but that of memory, 1.3 to 1.7 from a table in the cache to one
 of ten million rows, where a hand-written loop that gathers rows of the parameters and of Adam's
 moments, updates and scatters them (idle rows do not move: a worse result for less work) grows
-nearly fourfold; about 3 times that loop at 1e3 rows, 1.2 at 1e7. With table and data on the host, whose rows go to the device and back by chunks of
-100 steps: the most memory of a process that does just that, at 1e7 below 8 GiB.
+nearly fourfold; about 3 times that loop at 1e3 rows, 1.2 at 1e7. With table and data on the host,
+whose rows go to the device and back by chunks of 100 steps: the most memory of a process that does
+just that, at 1e7 below 8 GiB.
 
     python -m experiments.benchmarks.phi_tables
     python -m experiments.benchmarks.phi_tables --only=1e3
