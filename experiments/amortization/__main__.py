@@ -81,6 +81,12 @@ class Config:
 def run(config: Config) -> Iterator[Outcome]:
     """Train and judge the three guides one after the other, then refine and vary the encoder."""
     check(config)
+    with cheaply(when=config.smoke):
+        yield from stages(config)
+
+
+def stages(config: Config) -> Iterator[Outcome]:
+    """The parts of `run`."""
     job = build(vae_config(config, "amortized"))
     keys = jax.random.split(jax.random.key(config.seed), 5)
     judged: dict[str, Judged] = {}
@@ -132,12 +138,9 @@ def plot(folder: Path) -> list[Path]:
 
 def main(args: Sequence[str] | None = None) -> Path:
     """Run from the command line (or from `args`); returns the results folder."""
-    config = harness.parse(Config, __doc__ or "", args, smoke=smoke_settings)
-    if config.replot is not None:
-        print(*plot(Path(config.replot)), sep="\n")
-        return Path(config.replot)
-    with cheaply(when=config.smoke):
-        return harness.execute("amortization", config, run, report, plot)
+    return harness.script(
+        "amortization", Config, __doc__, args, run, report, plot, smoke=smoke_settings
+    )
 
 
 def smoke_settings(config: Config) -> Config:

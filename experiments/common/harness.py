@@ -34,13 +34,10 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm.auto import tqdm
@@ -59,7 +56,8 @@ from experiments.common.folders import (
 )
 from experiments.common.resuming import begun, checkpoint, checkpoints_in, steps_ahead, unfinished
 from experiments.common.settings import at_least, parse
-from vijax.optimize.interrupt import Request, interruptible
+from experiments.common.signals import Interrupted, stoppable
+from vijax.optimize.interrupt import interruptible
 
 __all__ = [
     "Interrupted",
@@ -75,18 +73,33 @@ __all__ = [
     "read",
     "read_params",
     "read_tables",
+    "script",
     "steps_ahead",
     "stoppable",
     "write_json",
 ]
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal ended a run before its end; `number` is the signal's."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.number = number
+def script(
+    name: str,
+    config_type: type,
+    description: str | None,
+    args: Sequence[str] | None,
+    run: Callable[[Any], Outcome | Iterator[Outcome]],
+    report: Callable[[Outcome], str],
+    plot: Callable[[Path], Sequence[Path]],
+    *,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    smoke: Callable[[Any], Any] | None = None,
+) -> Path:
+    """What a script's `main` does: read the settings, then `execute`, or with --replot FOLDER draw
+    that folder's figures again and nothing else. Returns the folder.
+    """
+    config = parse(config_type, description or "", args, presets=presets, smoke=smoke)
+    if config.replot is not None:
+        print(*plot(Path(config.replot)), sep="\n")
+        return Path(config.replot)
+    return execute(name, config, run, report, plot)
 
 
 def execute(
@@ -159,49 +172,6 @@ def execute(
 
 def _outcomes(made: Outcome | Iterator[Outcome]) -> Iterator[Outcome]:
     return iter([made]) if isinstance(made, Outcome) else made
-
-
-class Stop(Request):
-    """The handler of a script's signals: notes each and raises KeyboardInterrupt.
-
-    Attributes:
-      number: of the last signal.
-      closed: true while what there is is being written for the last time; signals are then ignored.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number: int = signal.SIGINT
-        self.closed = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """A signal outside of any loop that answers one."""
-        if not self.closed:
-            self.note(number)
-            raise KeyboardInterrupt
-
-    def terminate(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM goes the way of SIGINT, to whoever listens to that."""
-        self.number = number
-        signal.raise_signal(signal.SIGINT)
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, or end a `vijax.fit`, and are noted. Main thread
-    only.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {signal.SIGINT: stop, signal.SIGTERM: stop.terminate}
-    before = {number: signal.signal(number, handler) for number, handler in before.items()}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def console(main: Callable[[Sequence[str]], Any]) -> None:

@@ -120,11 +120,9 @@ def plot(folder: Path) -> list[Path]:
 
 def main(args: Sequence[str] | None = None) -> Path:
     """Run from the command line (or from `args`); returns the results folder."""
-    config = harness.parse(Config, __doc__ or "", args, presets=PRESETS, smoke=smoke_settings)
-    if config.replot is not None:
-        print(*plot(Path(config.replot)), sep="\n")
-        return Path(config.replot)
-    return harness.execute("sbn", config, run, report, plot)
+    return harness.script(
+        "sbn", Config, __doc__, args, run, report, plot, presets=PRESETS, smoke=smoke_settings
+    )
 
 
 def smoke_settings(config: Config) -> Config:

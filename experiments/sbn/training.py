@@ -2,10 +2,9 @@
 bounds.
 """
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,10 @@ from tqdm.auto import tqdm
 import vijax as vj
 from experiments.common import data, harness
 from experiments.common.images import binarized, score
+from experiments.sbn.path import Checkpoint, Watch
 from experiments.sbn.rules import RULES, estimator
 from vijax.diagnostics import Evidence
-from vijax.types import Array, Key, PyTree
+from vijax.types import Array, Key
 
 if TYPE_CHECKING:
     from experiments.sbn.__main__ import Config
@@ -43,13 +43,6 @@ class Job(NamedTuple):
     guide: vj.Guide
     estimators: dict[str, vj.Estimator]
     algorithms: dict[str, vj.Algorithm]
-
-
-class Checkpoint(NamedTuple):
-    """Where a run was at one of its checkpoints; `state` is the estimator's."""
-
-    params: vj.Params
-    state: PyTree
 
 
 class Trained(NamedTuple):
@@ -124,48 +117,6 @@ def train(key: Key, config: "Config", job: Job, name: str, bar: tqdm) -> Trained
     if last.interrupted:
         raise KeyboardInterrupt
     return last
-
-
-@dataclasses.dataclass
-class Watch:
-    """The callback of the fit: remembers where it was at every checkpoint. It is kept with the run.
-
-    Attributes:
-      every: steps between checkpoints.
-      path: the initial one first.
-      at: steps taken at each.
-      per_step: seconds, of the part before each but the first.
-      mark: when, and at which step, the present part began in this process.
-    """
-
-    every: int
-    path: list[Checkpoint]
-    at: list[int] = dataclasses.field(default_factory=lambda: [0])
-    per_step: list[float] = dataclasses.field(default_factory=list)
-    mark: tuple[float, int] = (0.0, 0)
-
-    def __call__(self, seen: vj.Progress) -> None:
-        """Between two chunks."""
-        if seen.step % self.every == 0:
-            self.add(seen.result)
-
-    def add(self, result: vj.FitResult) -> None:
-        """Here is a checkpoint."""
-        began, step = self.mark
-        self.per_step.append((time.perf_counter() - began) / max(1, result.num_steps - step))
-        self.path.append(Checkpoint(result.params, result.state.estimator))
-        self.at.append(result.num_steps)
-
-    def get_state(self) -> dict[str, Any]:
-        """Everything, of checkpoints their leaves."""
-        leaves = [jax.device_get(jax.tree.leaves(one)) for one in self.path]
-        return {"path": leaves, "at": self.at, "per_step": self.per_step}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """As it was then."""
-        tree = jax.tree.structure(self.path[0])
-        self.path = [jax.tree.unflatten(tree, jax.device_put(one)) for one in state["path"]]
-        self.at, self.per_step = state["at"], state["per_step"]
 
 
 def training(

@@ -137,11 +137,9 @@ def plot(folder: Path) -> list[Path]:
 
 def main(args: Sequence[str] | None = None) -> Path:
     """Run from the command line (or from `args`); returns the results folder."""
-    config = harness.parse(Config, __doc__ or "", args, smoke=smoke_settings)
-    if config.replot is not None:
-        print(*plot(Path(config.replot)), sep="\n")
-        return Path(config.replot)
-    return harness.execute("stochastic_vi", config, run, report, plot)
+    return harness.script(
+        "stochastic_vi", Config, __doc__, args, run, report, plot, smoke=smoke_settings
+    )
 
 
 def smoke_settings(config: Config) -> Config:
